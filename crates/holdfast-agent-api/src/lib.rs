@@ -1,0 +1,236 @@
+//! The protocol between host and guest agent, shared by both sides.
+//!
+//! The agent listens on [`AGENT_PORT`] inside the guest and speaks HTTP/1.1 with JSON bodies. Only
+//! the host reaches it, through the VM's own network namespace. `GET /v1/health` and
+//! `POST /v1/claim` need no secret; every other call carries `Authorization: Bearer <secret>` with
+//! the secret of the first claim.
+//!
+//! | call | request | answer |
+//! |---|---|---|
+//! | `GET /v1/health` | | 200 [`Health`] |
+//! | `POST /v1/claim` | [`ClaimRequest`] | 200 [`ClaimAnswer`]; 409 claimed with another secret |
+//! | `POST /v1/exec` | [`ExecRequest`] | 200 [`ExecAnswer`] |
+//! | `POST /v1/services/{name}/restart` | | 200 [`ServiceHealth`]; 404 |
+//! | `GET /v1/metrics` | | 200 [`Metrics`] |
+//! | `POST /v1/shutdown` | | 202: services are stopped, file systems synced, the VM powers off |
+//! | `GET /v1/terminals/{name}?cols=&rows=` | WebSocket | see [`terminal`] |
+//!
+//! Errors are [`AgentError`] with status 400, 401, 404, 409 or 500.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// TCP port of the agent in the guest.
+pub const AGENT_PORT: u16 = 8080;
+/// TCP port of the VNC server in the guest (display :1).
+pub const VNC_PORT: u16 = 5901;
+/// Version of this protocol; rises when a host of before could not talk to the agent any more.
+pub const PROTOCOL: u32 = 1;
+
+/// State of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Health {
+    /// [`PROTOCOL`] of the agent.
+    pub protocol: u32,
+    /// Version of the agent's package.
+    pub version: String,
+    /// Whether a claim was accepted.
+    pub claimed: bool,
+    /// The VM's id from the claim.
+    pub vm_id: Option<String>,
+    /// Milliseconds since the guest's kernel started.
+    pub uptime_ms: u64,
+    /// Wall-clock time of the guest.
+    pub time: Timestamp,
+    /// The guest's boot id from /proc/sys/kernel/random/boot_id.
+    pub boot_id: String,
+    /// Every supervised service by name: `xvnc`, `openbox`, `chromium`, `terminal`, `agent`.
+    pub services: Vec<ServiceHealth>,
+    /// Whether the desktop can be shown: the VNC server accepts connections and a window manager runs.
+    pub desktop_ready: bool,
+    /// Whether the browser's DevTools port answers and a page has finished loading.
+    pub browser_ready: bool,
+}
+
+/// State of one supervised service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceHealth {
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub state: ServiceState,
+    /// Process id while it runs.
+    pub pid: Option<u32>,
+    /// Milliseconds since it was last started.
+    pub age_ms: u64,
+    /// How often it was started again after it ended by itself.
+    pub restarts: u32,
+    /// Why it last ended, such as `killed by signal 9`.
+    pub last_error: Option<String>,
+}
+
+/// Where a service stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServiceState {
+    /// Not started yet: it waits for another service.
+    Waiting,
+    /// Its process runs and is not known to be ready yet.
+    Starting,
+    /// It does its work.
+    Running,
+    /// It ended and will be started again after a delay.
+    Restarting,
+    /// It was stopped on purpose.
+    Stopped,
+}
+
+/// Gives a guest its identity. The first claim wins; repeating it with the same secret is harmless
+/// and answered like the first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClaimRequest {
+    /// The VM's id.
+    pub vm_id: String,
+    /// The session's id, where it has one already.
+    pub session_id: Option<String>,
+    /// At least 32 hex digits; every later call carries it.
+    pub secret: String,
+    /// Wall-clock time to set.
+    pub time: Timestamp,
+    /// At least 64 bytes of entropy, hex; mixed into the kernel's generator, which is then reseeded.
+    pub entropy: String,
+    /// Host name to set, without a domain.
+    pub hostname: String,
+    /// Name servers to set; empty leaves the image's own.
+    #[serde(default)]
+    pub dns: Vec<std::net::IpAddr>,
+    /// Language of the desktop, such as `en-US`.
+    pub locale: String,
+    /// IANA name of the time zone.
+    pub timezone: String,
+    /// Size of the desktop.
+    pub screen: ScreenSize,
+    /// Page to open first.
+    pub start_url: Option<String>,
+}
+
+/// Size of a desktop in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScreenSize {
+    /// Width.
+    pub width: u16,
+    /// Height.
+    pub height: u16,
+}
+
+/// Answer to a claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClaimAnswer {
+    /// The guest's boot id.
+    pub boot_id: String,
+    /// The guest's clock after it was set.
+    pub time: Timestamp,
+}
+
+/// Runs a command as the desktop's user and waits for its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExecRequest {
+    /// Program and arguments; at least one.
+    pub command: Vec<String>,
+    /// Additional environment.
+    #[serde(default)]
+    pub env: Vec<(String, String)>,
+    /// Working directory; the user's home when absent.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// Standard input, base64.
+    #[serde(default)]
+    pub stdin: Option<String>,
+    /// The command's whole process group is killed after this long. 1 to 600,000 ms.
+    pub timeout_ms: u64,
+    /// Run as root instead of the desktop's user.
+    #[serde(default)]
+    pub root: bool,
+}
+
+/// What a command left behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExecAnswer {
+    /// Exit code; 128 + signal when it was killed.
+    pub exit_code: i32,
+    /// The first MiB of standard output, base64.
+    pub stdout: String,
+    /// The first MiB of standard error, base64.
+    pub stderr: String,
+    /// Whether an output was longer than what is returned.
+    pub truncated: bool,
+    /// Whether the time limit ended it.
+    pub timed_out: bool,
+}
+
+/// Figures of the guest.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Metrics {
+    /// MemTotal in KiB.
+    pub memory_total_kib: u64,
+    /// MemAvailable in KiB.
+    pub memory_available_kib: u64,
+    /// Load average over one minute.
+    pub load1: f64,
+    /// Size of the writable disk in bytes.
+    pub disk_total_bytes: u64,
+    /// Free space of the writable disk in bytes.
+    pub disk_free_bytes: u64,
+    /// Processor time used since boot, all processors, in ms.
+    pub cpu_busy_ms: u64,
+}
+
+/// Why the agent refused a call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentError {
+    /// A sentence.
+    pub error: String,
+}
+
+/// Terminals: WebSocket messages of `GET /v1/terminals/{name}`.
+///
+/// Binary messages are bytes of the PTY, in both directions. Text messages are JSON: the viewer
+/// sends [`terminal::FromViewer`], the agent sends [`terminal::FromAgent`]. The terminal is made at
+/// the first attach, outlives its viewers, and sends its scrollback (the last 256 KiB) to each new
+/// one before anything else. Several viewers see the same terminal.
+pub mod terminal {
+    use serde::{Deserialize, Serialize};
+
+    /// Text message from a viewer.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(tag = "type", rename_all = "snake_case")]
+    pub enum FromViewer {
+        /// The viewer's size changed.
+        Resize {
+            /// Columns, 1 to 1000.
+            cols: u16,
+            /// Rows, 1 to 1000.
+            rows: u16,
+        },
+    }
+
+    /// Text message from the agent.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(tag = "type", rename_all = "snake_case")]
+    pub enum FromAgent {
+        /// Scrollback is complete; what follows is live.
+        Ready,
+        /// The shell ended; the next attach starts a new one.
+        Exit {
+            /// Exit code, 128 + signal when killed.
+            code: i32,
+        },
+    }
+}

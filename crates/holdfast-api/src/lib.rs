@@ -1,0 +1,11 @@
+//! HTTP request and response types, error codes and a typed client.
+//!
+//! These are the types of the wire: JSON in camelCase, converted by hand from and to the domain's
+//! at the server's edge. This crate must never depend on the store, the host or the domain types.
+
+pub mod client;
+pub mod problem;
+pub mod types;
+
+pub use problem::{Code, Problem};
+pub use types::*;

@@ -1,0 +1,344 @@
+//! Requests and answers.
+
+use std::net::Ipv4Addr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// Size of a desktop in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Screen {
+    /// 320 to 7680.
+    pub width: u16,
+    /// 240 to 4320.
+    pub height: u16,
+}
+
+/// Body of `POST /api/sessions`; every field has a default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CreateSession {
+    /// Name of a provider; `desktop`, the plain one, when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provider: Option<String>,
+    /// A name for people, at most 100 characters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Size of the desktop; 1280 x 800 when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub screen: Option<Screen>,
+    /// An http or https page that the browser opens first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_url: Option<String>,
+    /// Language such as `de-DE`; `en-US` when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locale: Option<String>,
+    /// IANA time zone such as `Europe/Berlin`; `Etc/UTC` when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timezone: Option<String>,
+    /// Memory in MiB, 1024 to the host's limit; the server's default when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u32>,
+    /// Virtual processors, 1 to the host's limit; the server's default when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vcpus: Option<u8>,
+}
+
+/// A session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Session {
+    /// Its id; readable from now until its retention ends.
+    pub id: Uuid,
+    /// `requested`, `starting`, `ready`, `degraded`, `hibernating`, `hibernated`, `resuming`,
+    /// `ending`, `ended` or `failed`.
+    pub state: String,
+    /// A sentence with the cause of the state, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// Why it ended: `user_request`, `lease_expired`, `idle`, `max_lifetime`, `completed`, `failed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub end_reason: Option<String>,
+    /// Name for people; may be empty.
+    pub name: String,
+    /// Provider's name.
+    pub provider: String,
+    /// Owner's name.
+    pub owner: String,
+    /// Size of the desktop.
+    pub screen: Screen,
+    /// Memory of its VM in MiB.
+    pub memory_mib: u32,
+    /// Virtual processors of its VM.
+    pub vcpus: u8,
+    /// The VM serving it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vm_id: Option<Uuid>,
+    /// When it was asked for.
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    /// When its state last changed.
+    #[schema(value_type = String, format = DateTime)]
+    pub state_since: Timestamp,
+    /// When the desktop could be used for the first time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub ready_at: Option<Timestamp>,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub ended_at: Option<Timestamp>,
+    /// Until when somebody is known to be attached.
+    #[schema(value_type = String, format = DateTime)]
+    pub expires_at: Timestamp,
+    /// When somebody was last known to be attached.
+    #[schema(value_type = String, format = DateTime)]
+    pub last_heartbeat: Timestamp,
+    /// Page of this session in the dashboard, relative to the server.
+    pub url: String,
+}
+
+/// Answer to `GET /api/sessions`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SessionList {
+    /// Newest first.
+    pub sessions: Vec<Session>,
+}
+
+/// Answer to a heartbeat.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Heartbeat {
+    /// Until when the session is protected now.
+    #[schema(value_type = String, format = DateTime)]
+    pub expires_at: Timestamp,
+}
+
+/// The VM serving a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionVm {
+    /// Its id.
+    pub vm_id: Uuid,
+    /// Its address on its host, for display: unique there; nobody outside the host dials it.
+    #[serde(rename = "vmIP")]
+    #[schema(value_type = Option<String>)]
+    pub vm_ip: Option<Ipv4Addr>,
+    /// Where it stands: `planned`, `preparing`, `booting`, `restoring`, `running`, `unhealthy`,
+    /// `paused`, `checkpointing`, `stopping`.
+    pub state: String,
+    /// When it was made.
+    #[schema(value_type = String, format = DateTime)]
+    pub created: Timestamp,
+    /// When somebody was last known to be attached to its session.
+    #[schema(value_type = String, format = DateTime)]
+    pub last_heartbeat: Timestamp,
+}
+
+/// A VM, for administrators.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Vm {
+    /// Its id.
+    pub id: Uuid,
+    /// The session it serves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<Uuid>,
+    /// The host it runs on.
+    pub host_id: Uuid,
+    /// Where it stands.
+    pub state: String,
+    /// The driver that runs it.
+    pub driver: String,
+    /// Digest of its image.
+    pub image: String,
+    /// Its address on its host.
+    #[serde(rename = "vmIP", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub vm_ip: Option<Ipv4Addr>,
+    /// Counts its boots and restores.
+    pub incarnation: u32,
+    /// When it was made.
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    /// Proportional memory of its VMM in MiB, where known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+    /// Processor time of its VMM in ms, where known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_ms: Option<u64>,
+    /// Disk space that it takes in MiB, where known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_mib: Option<u64>,
+}
+
+/// Answer to `GET /api/vms`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmList {
+    /// VMs that are not gone.
+    pub vms: Vec<Vm>,
+}
+
+/// A machine that runs VMs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Host {
+    /// Its id.
+    pub id: Uuid,
+    /// Its name.
+    pub name: String,
+    /// The driver that it runs VMs with.
+    pub driver: String,
+    /// Why that driver was chosen.
+    pub driver_reason: String,
+    /// Processors.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Version of its server.
+    pub version: String,
+    /// When it last reported.
+    #[schema(value_type = String, format = DateTime)]
+    pub seen_at: Timestamp,
+}
+
+/// Answer to `GET /api/hosts`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HostList {
+    /// All hosts.
+    pub hosts: Vec<Host>,
+}
+
+/// Something that a session can be made for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Provider {
+    /// Its name, as in `CreateSession.provider`.
+    pub name: String,
+    /// Its name for people.
+    pub title: String,
+    /// A sentence about it.
+    pub description: String,
+}
+
+/// Answer to `GET /api/providers`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ProviderList {
+    /// All providers.
+    pub providers: Vec<Provider>,
+}
+
+/// An entry of a session's timeline. As a Server-Sent Event its `event` is `kind` and its `id` is `seq`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    /// Rises with every event; goes into `Last-Event-ID`.
+    pub seq: i64,
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+    /// `session.state`, `vm.state`, or `step.*` for a step within a state: `step.disk`,
+    /// `step.network`, `step.start`, `step.agent`, `step.claim`, `step.desktop`, `step.browser`.
+    pub kind: String,
+    /// State before, for a transition.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// State after, for a transition.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// Why, as a sentence.
+    pub why: String,
+    /// Who caused it: `user`, `reconciler`, `guest` or `host`.
+    pub by: String,
+    /// The VM concerned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vm_id: Option<Uuid>,
+}
+
+/// Answer to `GET /api/sessions/{id}/events` when JSON was asked for instead of an event stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EventList {
+    /// Oldest first.
+    pub events: Vec<Event>,
+}
+
+/// Body of `POST /api/sessions/{id}/exec`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Exec {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Time limit in ms, 1 to 600,000; 60,000 when absent.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+    /// Standard input, base64.
+    #[serde(default)]
+    pub stdin: Option<String>,
+    /// Run as root instead of the desktop's user.
+    #[serde(default)]
+    pub root: bool,
+}
+
+/// What a command left behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExecResult {
+    /// Exit code; 128 + signal when it was killed.
+    pub exit_code: i32,
+    /// The first MiB of standard output, base64.
+    pub stdout: String,
+    /// The first MiB of standard error, base64.
+    pub stderr: String,
+    /// Whether an output was cut.
+    pub truncated: bool,
+    /// Whether the time limit ended it.
+    pub timed_out: bool,
+}
+
+/// End of the guest's serial console, and of its VMM's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Console {
+    /// The text.
+    pub text: String,
+}
+
+/// Answer to `GET /api/version`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Version {
+    /// Version of the server.
+    pub version: String,
+    /// Driver in use.
+    pub driver: String,
+    /// Digest of the image that new sessions get.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Store in use: `sqlite` or `postgres`.
+    pub store: String,
+    /// Name of the caller's owner.
+    pub owner: String,
+    /// The caller is an administrator.
+    pub admin: bool,
+}
+
+/// Answer to `GET /readyz`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Readiness {
+    /// All checks passed.
+    pub ready: bool,
+    /// Each check by name.
+    pub checks: Vec<Check>,
+}
+
+/// A check of readiness.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Check {
+    /// `store`, `driver`, `image` or `reconciler`.
+    pub name: String,
+    /// It passed.
+    pub ok: bool,
+    /// What was seen.
+    pub detail: String,
+}

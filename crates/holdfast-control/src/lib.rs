@@ -1,0 +1,1 @@
+//! Reconciler, executor, health ladder, leases and placement, over the Store and Driver traits.

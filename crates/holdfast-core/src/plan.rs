@@ -1,0 +1,1 @@
+//! plan(desired, observed): the next step of a session.

@@ -1,0 +1,1 @@
+//! Builds the image of the guest and keeps the library of built images.

@@ -1,0 +1,1 @@
+//! HTTP API, gateway, dashboard assets and authentication.

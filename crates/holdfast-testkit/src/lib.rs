@@ -1,0 +1,1 @@
+//! Test harness: temporary stores, simulated driver with faults, leak census.

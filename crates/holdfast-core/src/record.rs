@@ -39,10 +39,7 @@ pub struct Screen {
 
 impl Screen {
     /// What a session gets when it does not ask.
-    pub const DEFAULT: Self = Self {
-        width: 1280,
-        height: 800,
-    };
+    pub const DEFAULT: Self = Self { width: 1280, height: 800 };
 
     /// Whether both sides are in range.
     pub const fn is_valid(self) -> bool {

@@ -199,10 +199,7 @@ mod tests {
             (Requested, &[Starting, Ending]),
             (Starting, &[Ready, Ending, Failed]),
             (Ready, &[Degraded, Hibernating, Ending]),
-            (
-                Degraded,
-                &[Starting, Ready, Hibernating, Resuming, Ending, Failed],
-            ),
+            (Degraded, &[Starting, Ready, Hibernating, Resuming, Ending, Failed]),
             (Hibernating, &[Ready, Degraded, Hibernated, Ending]),
             (Hibernated, &[Resuming, Ending, Failed]),
             (Resuming, &[Ready, Ending, Failed]),

@@ -74,11 +74,7 @@ pub struct EgressPolicy {
 
 impl Default for EgressPolicy {
     fn default() -> Self {
-        Self {
-            internet: true,
-            host_ports: Vec::new(),
-            private_networks: Vec::new(),
-        }
+        Self { internet: true, host_ports: Vec::new(), private_networks: Vec::new() }
     }
 }
 

@@ -1,0 +1,312 @@
+//! The actor of a session: the only writer of its progress.
+//!
+//! ```text
+//!   records + machine ──plan──> step ──execute──> write under the generation that was read ─┐
+//!        ^──────────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! It keeps nothing that a crash may not lose. An end interrupts every wait, but never an
+//! operation on the machine: those run to their end or their deadline first.
+
+use std::{sync::Arc, time::Duration};
+
+use holdfast_core::{
+    Actor, EndReason, SessionState, Timestamp, VmState,
+    plan::{Machine, ProcessSeen, Step, plan},
+};
+use holdfast_host::driver::StartFrom;
+use holdfast_store::StoreError;
+
+use crate::{
+    ControlError, Live,
+    admission::Verdict,
+    board::Entry,
+    bringup,
+    control::{Inner, commit, end_entry, note, reread},
+    machine::{look, operate, spec},
+    probe::Watcher,
+    records::{Edit, chain},
+    teardown,
+};
+
+/// What the actor does after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Plan again now.
+    Again,
+    /// Plan again after this long, or when woken.
+    After(Duration),
+    /// The session is over.
+    Done,
+}
+
+/// Pause after a step that failed for a reason outside the session, such as a lost store; doubled
+/// up to the second value.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
+
+pub(crate) async fn run(inner: Arc<Inner>, entry: Arc<Entry>) {
+    let mut watcher = Watcher::default();
+    let mut queued_at = None;
+    let mut pause = PAUSES.0;
+    let mut last_error = String::new();
+    loop {
+        let next = tokio::select! {
+            () = inner.stop.cancelled() => return,
+            next = step(&inner, &entry, &mut watcher, &mut queued_at) => next,
+        };
+        let next = match next {
+            Ok(next) => {
+                pause = PAUSES.0;
+                last_error.clear();
+                next
+            }
+            Err(ControlError::Store(StoreError::Stale { .. })) => Next::Again,
+            Err(error) => {
+                let text = chain(&error);
+                // Once per cause, not once per attempt.
+                if text != last_error {
+                    tracing::warn!(session = %entry.id, error = text, "a step could not be done; it is tried again");
+                    last_error = text;
+                }
+                metrics::counter!("holdfast_reconcile_errors_total").increment(1);
+                let after = Next::After(pause);
+                pause = (pause * 2).min(PAUSES.1);
+                // The store may hold something newer than memory after an error.
+                let _ = reread(&inner, &entry).await;
+                after
+            }
+        };
+        match next {
+            Next::Again => {}
+            Next::After(wait) => tokio::select! {
+                () = inner.stop.cancelled() => return,
+                () = entry.wake.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+            },
+            Next::Done => {
+                inner.board.remove(entry.id);
+                return;
+            }
+        }
+    }
+}
+
+async fn step(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    watcher: &mut Watcher,
+    queued_at: &mut Option<usize>,
+) -> Result<Next, ControlError> {
+    let live = entry.live();
+    // Only a start needs to know the machine before it plans; watching looks for itself.
+    let starting = matches!(live.session.state, SessionState::Starting | SessionState::Resuming);
+    let (machine, why) = if starting {
+        look(inner, live.vm.id).await
+    } else {
+        (Machine { process: ProcessSeen::Unknown, directory: true, network: true }, None)
+    };
+    let step = plan(&live.session, &live.vm, machine);
+    tracing::debug!(session = %entry.id, ?step, vm = %live.vm.state, "planned");
+    metrics::counter!("holdfast_reconcile_steps_total", "step" => format!("{step:?}")).increment(1);
+    match step {
+        Step::Admit => admit(inner, entry, &live, queued_at).await,
+        Step::BeginPreparing => {
+            let edit = Edit::new(&live.session, &live.vm, inner.clock.now()).vm_to(
+                VmState::Preparing,
+                "Room was found; the machine is being made.",
+                Actor::Reconciler,
+            );
+            commit(inner, entry, edit).await.map(|()| Next::Again)
+        }
+        Step::MakeDisk => make_disk(inner, entry, &live).await,
+        Step::MakeNetwork => make_network(inner, entry, &live).await,
+        Step::BeginBoot => {
+            let edit = Edit::new(&live.session, &live.vm, inner.clock.now())
+                .with_vm(|vm| vm.incarnation += 1)
+                .vm_to(VmState::Booting, "Disk and network are there.", Actor::Reconciler);
+            commit(inner, entry, edit).await.map(|()| Next::Again)
+        }
+        Step::StartVmm => start_vmm(inner, entry, &live).await,
+        Step::BringUp => bringup::bring_up(inner, entry, &live).await,
+        Step::StartFailed => {
+            let why = why.unwrap_or_else(|| "the VMM ended".to_owned());
+            bringup::start_failed(inner, entry, &live, &why, false).await
+        }
+        Step::Watch => watch(inner, entry, &live, watcher).await,
+        Step::TearDown => teardown::tear_down(inner, entry, &live).await,
+        Step::Release => teardown::release(inner, entry, &live).await,
+        Step::LookAgain => {
+            let why = why.unwrap_or_default();
+            tracing::warn!(session = %entry.id, why, "the state of the VMM could not be determined; nothing is done");
+            Ok(Next::After(Duration::from_secs(2)))
+        }
+        Step::Rest => rest(inner, entry, &live).await,
+    }
+}
+
+async fn admit(
+    inner: &Inner,
+    entry: &Entry,
+    live: &Live,
+    queued_at: &mut Option<usize>,
+) -> Result<Next, ControlError> {
+    let mut room = inner.room.subscribe();
+    match inner.admission.ask(&live.session) {
+        Verdict::Admitted => {
+            let edit = Edit::new(&live.session, &live.vm, inner.clock.now())
+                .detail(None)
+                .session_to(SessionState::Starting, "Work has begun.", Actor::Reconciler);
+            commit(inner, entry, edit).await.map(|()| Next::Again)
+        }
+        Verdict::Queued { position, why } => {
+            if *queued_at != Some(position) {
+                *queued_at = Some(position);
+                let text = format!("Waiting for room, place {position} in the queue: {why}.");
+                let edit = Edit::new(&live.session, &live.vm, inner.clock.now())
+                    .detail(Some(text.clone()))
+                    .note("session.queued", &text, Actor::Reconciler);
+                commit(inner, entry, edit).await?;
+            }
+            if expired(inner, entry, live, false).await? {
+                return Ok(Next::Again);
+            }
+            tokio::select! {
+                _ = room.changed() => {}
+                () = entry.ending.cancelled() => {}
+                () = entry.wake.notified() => {}
+                // The lease of a waiting session runs out too.
+                () = tokio::time::sleep(inner.config.lease) => {}
+            }
+            Ok(Next::Again)
+        }
+    }
+}
+
+async fn make_disk(inner: &Inner, entry: &Entry, live: &Live) -> Result<Next, ControlError> {
+    fail::fail_point!("step.disk");
+    let result = match spec(inner, live) {
+        Ok(spec) => {
+            let driver = Arc::clone(&inner.driver);
+            operate(entry, "making the disk", inner.config.step_deadline, async move {
+                driver.create(&spec).await
+            })
+            .await
+        }
+        Err(error) => Err(error),
+    };
+    match result {
+        Ok(()) => {
+            note(inner, entry, "step.disk", "The machine's own disk was made.", Actor::Host).await;
+            Ok(Next::Again)
+        }
+        Err(error) => {
+            bringup::start_failed(inner, entry, live, &chain(&error), error.is_permanent()).await
+        }
+    }
+}
+
+async fn make_network(inner: &Inner, entry: &Entry, live: &Live) -> Result<Next, ControlError> {
+    fail::fail_point!("step.network");
+    let (driver, vm) = (Arc::clone(&inner.driver), live.vm.id);
+    let result = operate(entry, "making the network", inner.config.step_deadline, async move {
+        driver.connect(vm).await
+    })
+    .await;
+    match result {
+        Ok(address) => {
+            let text =
+                format!("A network of its own was made; its address on the host is {address}.");
+            let edit = Edit::new(&live.session, &live.vm, inner.clock.now())
+                .with_vm(|vm| vm.address = Some(address))
+                .note("step.network", &text, Actor::Host);
+            commit(inner, entry, edit).await.map(|()| Next::Again)
+        }
+        Err(error) => {
+            bringup::start_failed(inner, entry, live, &chain(&error), error.is_permanent()).await
+        }
+    }
+}
+
+async fn start_vmm(inner: &Inner, entry: &Entry, live: &Live) -> Result<Next, ControlError> {
+    fail::fail_point!("step.start");
+    let (driver, vm) = (Arc::clone(&inner.driver), live.vm.id);
+    let result = operate(entry, "starting the VMM", inner.config.step_deadline, async move {
+        driver.start(vm, &StartFrom::Boot).await
+    })
+    .await;
+    match result {
+        Ok(()) => {
+            note(inner, entry, "step.start", "The virtual machine was switched on.", Actor::Host)
+                .await;
+            Ok(Next::Again)
+        }
+        Err(error) => {
+            bringup::start_failed(inner, entry, live, &chain(&error), error.is_permanent()).await
+        }
+    }
+}
+
+/// Leases and health of a session in use.
+async fn watch(
+    inner: &Arc<Inner>,
+    entry: &Arc<Entry>,
+    live: &Live,
+    watcher: &mut Watcher,
+) -> Result<Next, ControlError> {
+    if expired(inner, entry, live, true).await? {
+        return Ok(Next::Again);
+    }
+    watcher.watch(inner, entry, live).await
+}
+
+/// Ends the session when its lifetime or its lease is over. A lease is re-read from the store
+/// before it counts as expired.
+async fn expired(
+    inner: &Inner,
+    entry: &Entry,
+    live: &Live,
+    in_use: bool,
+) -> Result<bool, ControlError> {
+    let now = inner.clock.now();
+    if in_use && now >= live.session.created_at + inner.config.max_lifetime {
+        end_entry(inner, entry, EndReason::MaxLifetime, Actor::Reconciler).await?;
+        return Ok(true);
+    }
+    if !lease_is_over(inner, live.session.lease_expires_at, now) || has_streams(entry) {
+        return Ok(false);
+    }
+    reread(inner, entry).await?;
+    let again = entry.session();
+    let over = lease_is_over(inner, again.lease_expires_at, inner.clock.now());
+    if over && !has_streams(entry) {
+        end_entry(inner, entry, EndReason::LeaseExpired, Actor::Reconciler).await?;
+        return Ok(true);
+    }
+    Ok(false)
+}
+
+fn lease_is_over(inner: &Inner, expires_at: Timestamp, now: Timestamp) -> bool {
+    now >= expires_at + inner.config.grace
+}
+
+fn has_streams(entry: &Entry) -> bool {
+    entry.streams.load(std::sync::atomic::Ordering::Acquire) > 0
+}
+
+/// A failed session waits for its owner to read why, for as long as an unattended one would live.
+async fn rest(inner: &Inner, entry: &Entry, live: &Live) -> Result<Next, ControlError> {
+    match live.session.state {
+        SessionState::Failed => {
+            let until = live.session.state_since + inner.config.grace;
+            let now = inner.clock.now();
+            if now >= until {
+                end_entry(inner, entry, EndReason::Failed, Actor::Reconciler).await?;
+                return Ok(Next::Again);
+            }
+            let wait = Duration::try_from(until.duration_since(now)).unwrap_or(inner.config.grace);
+            Ok(Next::After(wait))
+        }
+        SessionState::Ended => Ok(Next::Done),
+        _ => Ok(Next::After(inner.config.grace)),
+    }
+}

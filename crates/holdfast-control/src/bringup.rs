@@ -1,0 +1,214 @@
+//! From a VMM that runs to a desktop that can be used, and what happens when that fails.
+
+use std::{sync::Arc, time::Duration};
+
+use holdfast_agent_api::{ClaimRequest, Health, ScreenSize};
+use holdfast_core::{Actor, SessionState, VmState};
+use holdfast_host::{driver::Stop, guest::AgentClient};
+
+use crate::{
+    ControlError, Live,
+    actor::Next,
+    board::Entry,
+    control::{Inner, commit, note, random_hex},
+    machine::operate,
+    records::{Edit, chain},
+    teardown::keep_console,
+};
+
+/// Time between looks at a guest that is starting. Each look costs the guest little more than a
+/// TCP connection.
+const LOOK_INTERVAL: Duration = Duration::from_millis(150);
+/// Deadline of one look. A booting guest that drops packets must not hold up the next look.
+const LOOK_DEADLINE: Duration = Duration::from_secs(3);
+/// Deadline of a claim: the guest sets clock, names and screen.
+const CLAIM_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Why a guest did not come up.
+enum Failure {
+    /// The session is to end: somebody else says why.
+    Ending,
+    /// The VMM ended, or the deadline passed.
+    Failed(String),
+    /// The store did not take what happened.
+    Control(ControlError),
+}
+
+impl From<ControlError> for Failure {
+    fn from(error: ControlError) -> Self {
+        Self::Control(error)
+    }
+}
+
+/// Waits for agent and desktop, claims the guest, and makes the session ready.
+pub(crate) async fn bring_up(
+    inner: &Inner,
+    entry: &Entry,
+    live: &Live,
+) -> Result<Next, ControlError> {
+    let began = live.vm.state_since;
+    let left =
+        Duration::try_from((began + inner.config.boot_deadline).duration_since(inner.clock.now()))
+            .unwrap_or(Duration::ZERO);
+    let work = async {
+        tokio::select! {
+            () = entry.ending.cancelled() => Err(Failure::Ending),
+            exit = inner.driver.wait_exit(live.vm.id) => Err(Failure::Failed(match exit {
+                Ok(why) => why,
+                Err(error) => chain(&error),
+            })),
+            up = come_up(inner, entry, live) => up,
+        }
+    };
+    let outcome = match tokio::time::timeout(left, work).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Failure::Failed(format!(
+            "the desktop was not up {} s after the machine was switched on",
+            inner.config.boot_deadline.as_secs()
+        ))),
+    };
+    match outcome {
+        Ok(()) => {
+            inner.admission.started(entry.id);
+            inner.room.send_modify(|n| *n += 1);
+            let took = inner.clock.now().duration_since(live.session.created_at);
+            if live.session.ready_at.is_none() {
+                metrics::histogram!("holdfast_session_ready_seconds").record(took.as_secs_f64());
+            }
+            tracing::info!(session = %entry.id, vm = %live.vm.id, "session is ready");
+            Ok(Next::Again)
+        }
+        Err(Failure::Ending) => Ok(Next::Again),
+        Err(Failure::Control(error)) => Err(error),
+        Err(Failure::Failed(why)) => start_failed(inner, entry, live, &why, false).await,
+    }
+}
+
+async fn come_up(inner: &Inner, entry: &Entry, live: &Live) -> Result<(), Failure> {
+    let secret = live.vm.secret.clone().unwrap_or_default();
+    let agent = AgentClient::new(Arc::clone(&inner.driver), live.vm.id, secret.clone());
+    let mut health = first_answer(&agent).await;
+    note(
+        inner,
+        entry,
+        "step.agent",
+        &format!("The guest's agent answered {:.1} s after its kernel started.", seconds(&health)),
+        Actor::Guest,
+    )
+    .await;
+    if health.vm_id.as_deref() != Some(&live.vm.id.to_string()) {
+        fail::fail_point!("step.claim");
+        let claim = claim_request(inner, live, secret)?;
+        agent.claim(&claim, CLAIM_DEADLINE).await.map_err(|error| {
+            Failure::Failed(format!("the guest refused its identity: {}", chain(&error)))
+        })?;
+        note(
+            inner,
+            entry,
+            "step.claim",
+            "The guest was given its identity: secret, clock, entropy, names, screen.",
+            Actor::Reconciler,
+        )
+        .await;
+    }
+    while !health.desktop_ready {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        if let Ok(newer) = agent.health(LOOK_DEADLINE).await {
+            health = newer;
+        }
+    }
+    fail::fail_point!("step.ready");
+    let fresh = entry.live();
+    let edit = Edit::new(&fresh.session, &fresh.vm, inner.clock.now())
+        .note("step.desktop", "The desktop is up.", Actor::Guest)
+        .with_session(|session| session.attempts = 0)
+        .vm_to(VmState::Running, "The desktop is up.", Actor::Guest)
+        .session_to(SessionState::Ready, "The desktop can be used.", Actor::Reconciler);
+    commit(inner, entry, edit).await?;
+    Ok(())
+}
+
+async fn first_answer(agent: &AgentClient) -> Health {
+    loop {
+        if let Ok(health) = agent.health(LOOK_DEADLINE).await {
+            return health;
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+fn seconds(health: &Health) -> f64 {
+    health.uptime_ms as f64 / 1000.0
+}
+
+fn claim_request(inner: &Inner, live: &Live, secret: String) -> Result<ClaimRequest, ControlError> {
+    let spec = &live.session.spec;
+    let vm = live.vm.id.to_string();
+    Ok(ClaimRequest {
+        // The last group of the id is random, so the names of two guests differ.
+        hostname: format!("hf-{}", &vm[vm.len() - 12..]),
+        vm_id: vm,
+        session_id: Some(live.session.id.to_string()),
+        secret,
+        time: holdfast_core::Timestamp::now(),
+        entropy: random_hex::<64>()?,
+        dns: inner.config.dns.clone(),
+        locale: spec.locale.clone(),
+        timezone: spec.timezone.clone(),
+        screen: ScreenSize { width: spec.screen.width, height: spec.screen.height },
+        start_url: spec.start_url.clone(),
+    })
+}
+
+/// An attempt at starting failed: unwinds what it made and tries again, or gives up. What a session
+/// that was in use has on its disk is kept in either case until it is ended.
+pub(crate) async fn start_failed(
+    inner: &Inner,
+    entry: &Entry,
+    live: &Live,
+    why: &str,
+    permanent: bool,
+) -> Result<Next, ControlError> {
+    if entry.ending.is_cancelled() {
+        return Ok(Next::Again);
+    }
+    // What was written on the way here is newer than what the caller had read.
+    let live = if entry.live().vm.id == live.vm.id { entry.live() } else { live.clone() };
+    let attempt = live.session.attempts + 1;
+    tracing::warn!(session = %entry.id, vm = %live.vm.id, attempt, why, "start failed");
+    metrics::counter!("holdfast_start_failures_total").increment(1);
+    keep_console(inner, entry, live.vm.id).await;
+    let now = inner.clock.now();
+    if permanent || attempt >= inner.config.start_attempts {
+        let text = format!("The machine could not be started: {why}.");
+        let edit = Edit::new(&live.session, &live.vm, now)
+            .with_session(|session| session.attempts = attempt)
+            .detail(Some(text.clone()))
+            .session_to(SessionState::Failed, &text, Actor::Reconciler);
+        commit(inner, entry, edit).await?;
+        return Ok(Next::Again);
+    }
+    let (driver, vm) = (Arc::clone(&inner.driver), live.vm.id);
+    let was_in_use = live.session.ready_at.is_some();
+    let unwound = operate(entry, "unwinding", inner.config.teardown_deadline, async move {
+        if was_in_use { driver.stop(vm, Stop::Force).await } else { driver.destroy(vm).await }
+    })
+    .await;
+    if let Err(error) = unwound {
+        tracing::warn!(session = %entry.id, error = chain(&error), "unwinding failed; it is repeated at the end");
+    }
+    let text = format!("Attempt {attempt} failed: {why}. Trying again.");
+    let mut edit = Edit::new(&live.session, &live.vm, now)
+        .with_session(|session| session.attempts = attempt)
+        .note("step.retry", &text, Actor::Reconciler);
+    if live.vm.state != VmState::Preparing {
+        edit = edit.vm_to(VmState::Preparing, &text, Actor::Reconciler);
+    }
+    commit(inner, entry, edit).await?;
+    let pause = Duration::from_secs(1 << attempt.min(4));
+    tokio::select! {
+        () = entry.ending.cancelled() => {}
+        () = tokio::time::sleep(pause) => {}
+    }
+    Ok(Next::Again)
+}

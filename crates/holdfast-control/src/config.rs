@@ -1,0 +1,69 @@
+//! Durations and limits of control, with safe defaults.
+
+use std::time::Duration;
+
+use holdfast_core::health::Patience;
+use holdfast_host::driver::EgressPolicy;
+
+/// How control behaves.
+#[derive(Debug, Clone)]
+pub struct ControlConfig {
+    /// How long a heartbeat or an open stream protects a session.
+    pub lease: Duration,
+    /// How long after its lease a session that nobody returned to is kept.
+    pub grace: Duration,
+    /// Age at which a session ends even while somebody is attached.
+    pub max_lifetime: Duration,
+    /// How long an ended session answers 410 with its reason.
+    pub retention: Duration,
+    /// Time between health probes of a session that is well.
+    pub probe_interval: Duration,
+    /// Patience with a VM that does not answer.
+    pub patience: Patience,
+    /// Deadline of each preparing step: disk, network, start of the VMM.
+    pub step_deadline: Duration,
+    /// Deadline from the start of the VMM until the desktop can be used. At it, the attempt has failed.
+    pub boot_deadline: Duration,
+    /// Deadline of one attempt at taking a VM down. At it, the attempt is made again.
+    pub teardown_deadline: Duration,
+    /// Attempts at starting a session's VM before the session fails.
+    pub start_attempts: u32,
+    /// Time between comparisons of the machine with the records.
+    pub sweep_interval: Duration,
+    /// VMs that may exist at once on this host.
+    pub max_vms: usize,
+    /// VMs that may boot at once; more wait, oldest first.
+    pub max_starting: usize,
+    /// Memory that all VMs together may have, in MiB.
+    pub memory_budget_mib: u64,
+    /// Largest size of a VM's writable disk in MiB.
+    pub disk_mib: u32,
+    /// What guests may reach.
+    pub egress: EgressPolicy,
+    /// Name servers given to guests; empty leaves the image's.
+    pub dns: Vec<std::net::IpAddr>,
+}
+
+impl Default for ControlConfig {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_mins(1),
+            grace: Duration::from_mins(30),
+            max_lifetime: Duration::from_hours(12),
+            retention: Duration::from_hours(168),
+            probe_interval: Duration::from_secs(10),
+            patience: Patience::default(),
+            step_deadline: Duration::from_mins(1),
+            boot_deadline: Duration::from_mins(3),
+            teardown_deadline: Duration::from_mins(1),
+            start_attempts: 3,
+            sweep_interval: Duration::from_mins(1),
+            max_vms: 64,
+            max_starting: 4,
+            memory_budget_mib: 16 * 1024,
+            disk_mib: 8 * 1024,
+            egress: EgressPolicy::default(),
+            dns: Vec::new(),
+        }
+    }
+}

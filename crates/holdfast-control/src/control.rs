@@ -1,0 +1,469 @@
+//! [`Control`]: the handle that the server holds, and what all actors share.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use holdfast_core::{
+    Actor, EndReason, Event, Generation, HostId, OwnerId, Session, SessionId, SessionSpec,
+    SessionState, Timestamp, Vm, VmId, VmState,
+};
+use holdfast_host::driver::{Driver, ImageRef};
+use holdfast_store::{Change, IdempotencyKey, NewSession, SessionFilter, Store, StoreError};
+use tokio::sync::{broadcast, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
+
+use crate::{
+    Clock, ControlConfig, ControlError, Live, Notice, SweepReport, actor,
+    admission::Admission,
+    board::{Board, Entry},
+    lease::LeaseBook,
+    records::{Edit, event},
+    sweep,
+};
+
+/// Where new VMs get their image from.
+pub trait ImageSource: Send + Sync + 'static {
+    /// The image that new VMs boot, or why there is none.
+    fn current(&self) -> Result<ImageRef, String>;
+    /// The image of that digest, or why it cannot be used.
+    fn by_digest(&self, digest: &str) -> Result<ImageRef, String>;
+}
+
+/// What control is made of.
+pub struct Parts {
+    /// The one truth.
+    pub store: Arc<dyn Store>,
+    /// Runs the VMs.
+    pub driver: Arc<dyn Driver>,
+    /// Images for new VMs.
+    pub images: Arc<dyn ImageSource>,
+    /// Limits and durations.
+    pub config: ControlConfig,
+    /// The time.
+    pub clock: Clock,
+    /// This host.
+    pub host: HostId,
+    /// The store knew this host before. When it did not, VMs found on the machine may belong to
+    /// another store: they are quarantined instead of removed.
+    pub store_knows_host: bool,
+}
+
+/// A session to be made.
+#[derive(Debug, Clone)]
+pub struct CreateRequest {
+    /// Whose.
+    pub owner: OwnerId,
+    /// What for; already checked.
+    pub spec: SessionSpec,
+    /// Makes a repeated request harmless.
+    pub key: Option<IdempotencyKey>,
+}
+
+pub(crate) struct Inner {
+    pub store: Arc<dyn Store>,
+    pub driver: Arc<dyn Driver>,
+    pub images: Arc<dyn ImageSource>,
+    pub config: ControlConfig,
+    pub clock: Clock,
+    pub host: HostId,
+    pub store_knows_host: bool,
+    pub board: Board,
+    pub admission: Admission,
+    pub leases: LeaseBook,
+    /// Counts the times that room may have appeared.
+    pub room: watch::Sender<u64>,
+    pub stop: CancellationToken,
+    pub tasks: TaskTracker,
+    adopted: AtomicBool,
+    draining: AtomicBool,
+}
+
+/// Drives every session of this host. Cheap to clone.
+#[derive(Clone)]
+pub struct Control {
+    inner: Arc<Inner>,
+}
+
+impl Control {
+    /// Puts the parts together. Nothing runs until [`Control::start`].
+    pub fn new(parts: Parts) -> Self {
+        let admission = Admission::new(&parts.config);
+        let (room, _) = watch::channel(0);
+        Self {
+            inner: Arc::new(Inner {
+                store: parts.store,
+                driver: parts.driver,
+                images: parts.images,
+                config: parts.config,
+                clock: parts.clock,
+                host: parts.host,
+                store_knows_host: parts.store_knows_host,
+                board: Board::new(),
+                admission,
+                leases: LeaseBook::default(),
+                room,
+                stop: CancellationToken::new(),
+                tasks: TaskTracker::new(),
+                adopted: AtomicBool::new(false),
+                draining: AtomicBool::new(false),
+            }),
+        }
+    }
+
+    /// Adopts every session in the store that has not ended, and starts the background work.
+    /// Answers how many sessions were adopted. After an error nothing runs and it can be called again.
+    pub async fn start(&self) -> Result<usize, ControlError> {
+        let inner = &self.inner;
+        let states = SessionState::ALL.into_iter().filter(|s| !s.is_final()).collect();
+        let filter = SessionFilter { states, ..SessionFilter::default() };
+        let sessions = inner.store.sessions(filter).await?;
+        let mut adopted = Vec::with_capacity(sessions.len());
+        for session in sessions {
+            if let Some(live) = read_vm(inner, session).await?
+                && live.vm.host == inner.host
+            {
+                adopted.push(live);
+            }
+        }
+        let count = adopted.len();
+        let now = inner.clock.now();
+        for Live { session, vm } in adopted {
+            let holds_room = session.state != SessionState::Requested && vm.state != VmState::Gone;
+            if holds_room {
+                let starting = session.state == SessionState::Starting;
+                inner.admission.adopt(&session, starting);
+            }
+            let (entry, _) = inner.board.insert(session, vm);
+            // Nobody could send a heartbeat while the server was away: every lease starts afresh.
+            inner.leases.extend(&entry, now, now + inner.config.lease);
+            self.spawn_actor(entry);
+        }
+        inner.tasks.spawn(crate::lease::flush_loop(Arc::clone(inner)));
+        inner.tasks.spawn(sweep::sweep_loop(Arc::clone(inner)));
+        inner.adopted.store(true, Ordering::Release);
+        metrics::counter!("holdfast_adopted_sessions_total").increment(count as u64);
+        tracing::info!(sessions = count, "adopted the sessions in the store");
+        Ok(count)
+    }
+
+    /// Whether the sessions in the store were adopted.
+    pub fn is_started(&self) -> bool {
+        self.inner.adopted.load(Ordering::Acquire)
+    }
+
+    /// Stops the background work. No VM is touched: the next server adopts them.
+    pub async fn stop(&self) {
+        self.inner.stop.cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+        crate::lease::flush(&self.inner).await;
+    }
+
+    /// Refuses new sessions from now on, or takes them again.
+    pub fn set_draining(&self, draining: bool) {
+        self.inner.draining.store(draining, Ordering::Release);
+    }
+
+    /// Writes a session with its VM and begins to work on it. The answer's id is readable from now
+    /// on. The flag says that an earlier request with the same key made it.
+    pub async fn create(&self, request: CreateRequest) -> Result<(Live, bool), ControlError> {
+        let inner = &self.inner;
+        if inner.stop.is_cancelled() {
+            return Err(ControlError::Draining("the server is stopping"));
+        }
+        if inner.draining.load(Ordering::Acquire) {
+            return Err(ControlError::Draining("it is being drained"));
+        }
+        inner.admission.could_fit(request.spec.memory_mib).map_err(ControlError::TooLarge)?;
+        let image = inner.images.current().map_err(ControlError::NoImage)?;
+        let now = inner.clock.now();
+        let (session, vm) = new_records(inner, &request, &image, now)?;
+        let first = event("session.state", "The session was asked for.", Actor::User, now);
+        let new = NewSession {
+            session,
+            vm,
+            events: vec![holdfast_core::EventBody {
+                to: Some(SessionState::Requested.as_str().into()),
+                ..first
+            }],
+            key: request.key,
+        };
+        let created = inner.store.create_session(new).await?;
+        let live = Live { session: created.session, vm: created.vm };
+        if !created.replayed {
+            metrics::counter!("holdfast_sessions_created_total").increment(1);
+            tracing::info!(session = %live.session.id, vm = %live.vm.id, "session created");
+            let (entry, new) = inner.board.insert(live.session.clone(), live.vm.clone());
+            if new {
+                self.spawn_actor(entry);
+            }
+        }
+        Ok((live, created.replayed))
+    }
+
+    /// A session by id: from memory where it lives, otherwise from the store. `None`: it never
+    /// existed, or its retention ended.
+    pub async fn find(&self, id: SessionId) -> Result<Option<Live>, ControlError> {
+        if let Some(entry) = self.inner.board.get(id) {
+            return Ok(Some(entry.live()));
+        }
+        match self.inner.store.session(id).await? {
+            Some(session) => read_vm(&self.inner, session).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Sessions, newest first. Those that live here come from memory, ended ones from the store.
+    pub async fn list(&self, filter: SessionFilter) -> Result<Vec<Session>, ControlError> {
+        let mut sessions = self.inner.store.sessions(filter).await?;
+        for session in &mut sessions {
+            if let Some(entry) = self.inner.board.get(session.id) {
+                *session = entry.session();
+            }
+        }
+        Ok(sessions)
+    }
+
+    /// Sessions that have not ended, from memory: also while the store cannot be read.
+    pub fn live(&self) -> Vec<Live> {
+        self.inner.board.all().iter().map(|entry| entry.live()).collect()
+    }
+
+    /// Events of a session after `after`, oldest first.
+    pub async fn events(
+        &self,
+        id: SessionId,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<Event>, ControlError> {
+        Ok(self.inner.store.events(id, after, limit).await?)
+    }
+
+    /// Says when sessions change. A receiver that lags has to read everything again.
+    pub fn notices(&self) -> broadcast::Receiver<Notice> {
+        self.inner.board.subscribe()
+    }
+
+    /// Ends a session, whatever it is doing. Repeating it is harmless.
+    pub async fn end(
+        &self,
+        id: SessionId,
+        reason: EndReason,
+        by: Actor,
+    ) -> Result<Live, ControlError> {
+        let Some(entry) = self.inner.board.get(id) else {
+            return match self.find(id).await? {
+                Some(live) if live.session.state.is_final() => Ok(live),
+                Some(_) => Err(ControlError::State {
+                    state: SessionState::Requested,
+                    why: "its host has not taken it over yet; try again in a moment",
+                }),
+                None => Err(ControlError::NotFound(id)),
+            };
+        };
+        end_entry(&self.inner, &entry, reason, by).await?;
+        Ok(entry.live())
+    }
+
+    /// Extends a session's lease; answers until when it is protected.
+    pub async fn heartbeat(&self, id: SessionId) -> Result<Timestamp, ControlError> {
+        let Some(entry) = self.inner.board.get(id) else {
+            return match self.find(id).await? {
+                Some(live) => Err(gone(&live.session)),
+                None => Err(ControlError::NotFound(id)),
+            };
+        };
+        let session = entry.session();
+        if matches!(session.state, SessionState::Ending | SessionState::Ended) {
+            return Err(gone(&session));
+        }
+        let now = self.inner.clock.now();
+        Ok(self.inner.leases.extend(&entry, now, now + self.inner.config.lease))
+    }
+
+    /// Compares the machine with the records once, now.
+    pub async fn sweep(&self) -> Result<SweepReport, ControlError> {
+        sweep::sweep(&self.inner).await
+    }
+
+    /// Lets a session's actor look again.
+    pub fn wake(&self, id: SessionId) {
+        if let Some(entry) = self.inner.board.get(id) {
+            entry.wake.notify_one();
+        }
+    }
+
+    /// Limits and durations in force.
+    pub fn config(&self) -> &ControlConfig {
+        &self.inner.config
+    }
+
+    /// The driver of this host.
+    pub fn driver(&self) -> &Arc<dyn Driver> {
+        &self.inner.driver
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.inner.store
+    }
+
+    /// The time as control reads it.
+    pub fn now(&self) -> Timestamp {
+        self.inner.clock.now()
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+
+    fn spawn_actor(&self, entry: Arc<Entry>) {
+        self.inner.tasks.spawn(actor::run(Arc::clone(&self.inner), entry));
+    }
+}
+
+/// The error for a session that ended.
+pub(crate) fn gone(session: &Session) -> ControlError {
+    ControlError::Gone {
+        reason: session.end_reason.unwrap_or(EndReason::Failed),
+        at: session.ended_at,
+    }
+}
+
+/// Writes `ending`, and wakes the actor that takes the session down.
+pub(crate) async fn end_entry(
+    inner: &Inner,
+    entry: &Entry,
+    reason: EndReason,
+    by: Actor,
+) -> Result<(), ControlError> {
+    loop {
+        let Live { session, vm } = entry.live();
+        if matches!(session.state, SessionState::Ending | SessionState::Ended) {
+            entry.ending.cancel();
+            return Ok(());
+        }
+        let edit = Edit::new(&session, &vm, inner.clock.now())
+            .reason(reason)
+            .detail(Some(reason.sentence().to_owned()))
+            .session_to(SessionState::Ending, reason.sentence(), by);
+        match commit(inner, entry, edit).await {
+            Ok(()) => {
+                tracing::info!(session = %entry.id, %reason, "session is ending");
+                entry.ending.cancel();
+                entry.wake.notify_one();
+                return Ok(());
+            }
+            // The actor wrote first: what it wrote has been read again.
+            Err(ControlError::Store(StoreError::Stale { .. })) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Writes a change under the generations it carries and takes it over in memory. When it is stale,
+/// the records are read again before the error is returned, so the caller can plan afresh.
+pub(crate) async fn commit(inner: &Inner, entry: &Entry, edit: Edit) -> Result<(), ControlError> {
+    fail::fail_point!("commit.before");
+    match inner.store.apply(edit.into_change()).await {
+        Ok(change) => {
+            fail::fail_point!("commit.after");
+            inner.board.accepted(entry, change);
+            Ok(())
+        }
+        Err(error @ StoreError::Stale { .. }) => {
+            reread(inner, entry).await?;
+            Err(error.into())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reads session and VM again into memory.
+pub(crate) async fn reread(inner: &Inner, entry: &Entry) -> Result<(), ControlError> {
+    let session = inner.store.session(entry.id).await?;
+    let vm = match session.as_ref().and_then(|s| s.vm) {
+        Some(id) => inner.store.vm(id).await?,
+        None => None,
+    };
+    inner.board.accepted(entry, Change { session, vm, events: Vec::new() });
+    Ok(())
+}
+
+/// Appends an event that is no transition. An event that cannot be written does not stop the work
+/// it describes.
+pub(crate) async fn note(inner: &Inner, entry: &Entry, kind: &str, why: &str, by: Actor) {
+    let mut body = event(kind, why, by, inner.clock.now());
+    body.vm = entry.session().vm;
+    match inner.store.append_events(entry.id, vec![body]).await {
+        Ok(()) => inner.board.notify(entry.id),
+        Err(error) => {
+            tracing::warn!(session = %entry.id, kind, why, error = &error as &dyn std::error::Error, "an event could not be written");
+        }
+    }
+}
+
+async fn read_vm(inner: &Inner, session: Session) -> Result<Option<Live>, ControlError> {
+    let Some(id) = session.vm else { return Ok(None) };
+    let vm = inner.store.vm(id).await?.ok_or_else(|| StoreError::Corrupt {
+        what: "session",
+        why: format!("session {} is tied to VM {id}, which has no row", session.id),
+    })?;
+    Ok(Some(Live { session, vm }))
+}
+
+fn new_records(
+    inner: &Inner,
+    request: &CreateRequest,
+    image: &ImageRef,
+    now: Timestamp,
+) -> Result<(Session, Vm), ControlError> {
+    let vm_id = VmId::from_uuid(Uuid::now_v7());
+    let session = Session {
+        id: SessionId::from_uuid(Uuid::now_v7()),
+        owner: request.owner,
+        spec: request.spec.clone(),
+        state: SessionState::Requested,
+        vm: Some(vm_id),
+        end_reason: None,
+        detail: None,
+        attempts: 0,
+        lease_expires_at: now + inner.config.lease,
+        last_heartbeat_at: now,
+        created_at: now,
+        state_since: now,
+        ready_at: None,
+        ended_at: None,
+        generation: Generation::FIRST,
+    };
+    let vm = Vm {
+        id: vm_id,
+        session: Some(session.id),
+        host: inner.host,
+        state: VmState::Planned,
+        driver: inner.driver.name().to_owned(),
+        image: image.digest.clone(),
+        address: None,
+        incarnation: 0,
+        secret: Some(random_hex::<32>()?),
+        created_at: now,
+        state_since: now,
+        generation: Generation::FIRST,
+    };
+    Ok((session, vm))
+}
+
+/// `N` bytes from the kernel's generator, as hex.
+pub(crate) fn random_hex<const N: usize>() -> Result<String, ControlError> {
+    use std::fmt::Write as _;
+    let mut bytes = [0_u8; N];
+    getrandom::fill(&mut bytes).map_err(ControlError::Random)?;
+    Ok(bytes.iter().fold(String::with_capacity(2 * N), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    }))
+}

@@ -1,0 +1,76 @@
+//! Operations on the machine, one at a time per session and each with a deadline.
+
+use std::{future::Future, time::Duration};
+
+use holdfast_core::{
+    VmId,
+    plan::{Machine, ProcessSeen},
+};
+use holdfast_host::driver::{DriverError, Process, VmSpec};
+
+use crate::{Live, board::Entry, control::Inner};
+
+/// Runs an operation to its end even when the deadline passes: half an operation that goes on
+/// unseen is worse than a late one. The next operation waits until it is over.
+pub(crate) async fn operate<T, F>(
+    entry: &Entry,
+    name: &str,
+    deadline: Duration,
+    operation: F,
+) -> Result<T, DriverError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, DriverError>> + Send + 'static,
+{
+    let lock = std::sync::Arc::clone(&entry.machine);
+    let work = tokio::spawn(async move {
+        let _one_at_a_time = lock.lock_owned().await;
+        operation.await
+    });
+    match tokio::time::timeout(deadline, work).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(panicked)) => {
+            Err(DriverError::Refused { operation: name.to_owned(), message: panicked.to_string() })
+        }
+        Err(_) => Err(DriverError::Timeout { operation: name.to_owned(), after: deadline }),
+    }
+}
+
+/// What the host holds of a VM. What cannot be read is unknown.
+pub(crate) async fn look(inner: &Inner, vm: VmId) -> (Machine, Option<String>) {
+    match inner.driver.inspect(vm).await {
+        Ok(observed) => {
+            let (process, why) = match observed.process {
+                Process::NotStarted => (ProcessSeen::NotStarted, None),
+                Process::Running { .. } => (ProcessSeen::Running, None),
+                Process::Exited { why } => (ProcessSeen::Exited, Some(why)),
+                Process::Unknown { why } => (ProcessSeen::Unknown, Some(why)),
+            };
+            (Machine { process, directory: observed.directory, network: observed.network }, why)
+        }
+        Err(DriverError::NotFound(_)) => {
+            (Machine { process: ProcessSeen::NotStarted, directory: false, network: false }, None)
+        }
+        Err(error) => (
+            Machine { process: ProcessSeen::Unknown, directory: true, network: true },
+            Some(crate::records::chain(&error)),
+        ),
+    }
+}
+
+/// What a session's VM is made of.
+pub(crate) fn spec(inner: &Inner, live: &Live) -> Result<VmSpec, DriverError> {
+    let image = inner
+        .images
+        .by_digest(&live.vm.image)
+        .map_err(|why| DriverError::Image { path: live.vm.image.clone(), why })?;
+    Ok(VmSpec {
+        vm: live.vm.id,
+        image,
+        memory_mib: live.session.spec.memory_mib,
+        vcpus: live.session.spec.vcpus,
+        disk_mib: inner.config.disk_mib,
+        egress: inner.config.egress.clone(),
+        screen: live.session.spec.screen,
+    })
+}

@@ -1,0 +1,267 @@
+//! Watching a VM in use: probes its health and climbs the ladder of `holdfast_core::health`.
+
+use std::{sync::Arc, time::Duration};
+
+use holdfast_agent_api::{ServiceState, VNC_PORT};
+use holdfast_core::{
+    Actor, SessionState, VmState,
+    health::{Finding, Ladder, Rung},
+    plan::ProcessSeen,
+};
+use holdfast_host::{driver::Stop, guest::AgentClient};
+
+use crate::{
+    ControlError, Live,
+    actor::Next,
+    board::Entry,
+    control::{Inner, commit, note},
+    machine::{look, operate},
+    records::{Edit, chain},
+    teardown::keep_console,
+};
+
+/// Deadline of a probe: far above what a busy guest needs, so that load does not look like death.
+const PROBE_DEADLINE: Duration = Duration::from_secs(4);
+/// Time between looks at the browser until its first page is there.
+const BROWSER_INTERVAL: Duration = Duration::from_millis(500);
+/// How long after a start the browser's first page is waited for.
+const BROWSER_PATIENCE: Duration = Duration::from_mins(3);
+
+/// What an actor remembers of its VM's health between probes.
+#[derive(Default)]
+pub(crate) struct Watcher {
+    ladder: Ladder,
+    browser_seen_in: Option<u32>,
+    last_detail: Option<String>,
+}
+
+impl Watcher {
+    pub(crate) async fn watch(
+        &mut self,
+        inner: &Arc<Inner>,
+        entry: &Entry,
+        live: &Live,
+    ) -> Result<Next, ControlError> {
+        let finding = self.probe(inner, entry, live).await;
+        let now = inner.clock.now();
+        let patience = inner.config.patience;
+        let rung = self.ladder.next(&finding, false, &patience, now);
+        if rung == Rung::Fine {
+            return self.fine(inner, entry, live).await;
+        }
+        metrics::counter!("holdfast_failed_probes_total").increment(1);
+        if self.ladder.is_degraded(&patience) || matches!(rung, Rung::ColdBoot | Rung::GiveUp) {
+            degrade(inner, entry, &finding).await?;
+        }
+        self.climb(inner, entry, &rung, &finding).await
+    }
+
+    async fn fine(
+        &mut self,
+        inner: &Arc<Inner>,
+        entry: &Entry,
+        live: &Live,
+    ) -> Result<Next, ControlError> {
+        if live.session.state == SessionState::Degraded || live.vm.state == VmState::Unhealthy {
+            let edit = Edit::new(&live.session, &live.vm, inner.clock.now())
+                .detail(None)
+                .vm_to(VmState::Running, "It answers again.", Actor::Guest)
+                .session_to(
+                    SessionState::Ready,
+                    "The desktop can be used again.",
+                    Actor::Reconciler,
+                );
+            commit(inner, entry, edit).await?;
+            tracing::info!(session = %entry.id, "session recovered");
+        }
+        self.last_detail = None;
+        let waits_for_browser = self.browser_seen_in != Some(live.vm.incarnation)
+            && inner.clock.now() < live.vm.state_since + BROWSER_PATIENCE;
+        let wait = if waits_for_browser { BROWSER_INTERVAL } else { inner.config.probe_interval };
+        // A VMM that ends is noticed at once, not at the next probe.
+        tokio::select! {
+            _ = inner.driver.wait_exit(live.vm.id) => {}
+            () = entry.ending.cancelled() => {}
+            () = entry.wake.notified() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+        Ok(Next::Again)
+    }
+
+    async fn climb(
+        &mut self,
+        inner: &Arc<Inner>,
+        entry: &Entry,
+        rung: &Rung,
+        finding: &Finding,
+    ) -> Result<Next, ControlError> {
+        let Live { session, vm } = entry.live();
+        let id = vm.id;
+        match rung {
+            Rung::Fine => {}
+            Rung::ProbeAgain => return Ok(Next::After(inner.config.patience.interval)),
+            Rung::RestartService(name) => {
+                note(
+                    inner,
+                    entry,
+                    "repair.service",
+                    &format!("Restarting {name} in the guest."),
+                    Actor::Reconciler,
+                )
+                .await;
+                let agent = agent(inner, &vm);
+                if let Err(error) = agent.restart_service(name, PROBE_DEADLINE).await {
+                    let text = format!("{name} could not be restarted: {}.", chain(&error));
+                    note(inner, entry, "repair.service", &text, Actor::Guest).await;
+                }
+                return Ok(Next::After(inner.config.patience.interval));
+            }
+            Rung::Resume => {
+                note(
+                    inner,
+                    entry,
+                    "repair.resume",
+                    "Letting the machine run again.",
+                    Actor::Reconciler,
+                )
+                .await;
+                let driver = Arc::clone(&inner.driver);
+                let resumed = operate(entry, "resuming", inner.config.step_deadline, async move {
+                    driver.resume(id).await
+                })
+                .await;
+                if let Err(error) = resumed {
+                    let text = format!("The machine could not be resumed: {}.", chain(&error));
+                    note(inner, entry, "repair.resume", &text, Actor::Host).await;
+                    return Ok(Next::After(inner.config.patience.interval));
+                }
+                return Ok(Next::After(Duration::from_millis(500)));
+            }
+            // Without checkpoints the ladder never answers `Restore`; a cold boot is the same
+            // promise with a greater loss.
+            Rung::Restore | Rung::ColdBoot => {
+                cold_boot(inner, entry, finding).await?;
+            }
+            Rung::GiveUp => {
+                keep_console(inner, entry, id).await;
+                let text = format!("Every repair was tried: {}.", describe(finding));
+                let edit = Edit::new(&session, &vm, inner.clock.now())
+                    .detail(Some(text.clone()))
+                    .session_to(SessionState::Failed, &text, Actor::Reconciler);
+                commit(inner, entry, edit).await?;
+            }
+        }
+        Ok(Next::Again)
+    }
+
+    async fn probe(&mut self, inner: &Inner, entry: &Entry, live: &Live) -> Finding {
+        let (machine, why) = look(inner, live.vm.id).await;
+        match machine.process {
+            ProcessSeen::Exited => return Finding::Exited(why.unwrap_or_default()),
+            ProcessSeen::NotStarted => return Finding::Exited("it is not running".to_owned()),
+            ProcessSeen::Unknown => return Finding::Unknown(why.unwrap_or_default()),
+            ProcessSeen::Running => {}
+        }
+        if let Some(why) = why {
+            tracing::debug!(session = %entry.id, why, "the VMM runs, with a remark");
+        }
+        match agent(inner, &live.vm).health(PROBE_DEADLINE).await {
+            Ok(health) => {
+                if health.browser_ready && self.browser_seen_in != Some(live.vm.incarnation) {
+                    self.browser_seen_in = Some(live.vm.incarnation);
+                    let recent = inner.clock.now() < live.vm.state_since + BROWSER_PATIENCE;
+                    if recent {
+                        note(
+                            inner,
+                            entry,
+                            "step.browser",
+                            "The browser shows its first page.",
+                            Actor::Guest,
+                        )
+                        .await;
+                    }
+                }
+                if health.desktop_ready {
+                    return Finding::Healthy;
+                }
+                let down = ["xvnc", "openbox"].into_iter().find(|name| {
+                    health
+                        .services
+                        .iter()
+                        .any(|s| s.name == *name && s.state != ServiceState::Running)
+                });
+                Finding::ServiceDown(down.unwrap_or("xvnc").to_owned())
+            }
+            Err(_) => Finding::AgentSilent { desktop_answers: desktop_answers(inner, live).await },
+        }
+    }
+}
+
+/// Whether the VNC server sends its greeting: a stopped guest may still accept a connection in the
+/// host's kernel, but it sends nothing.
+async fn desktop_answers(inner: &Inner, live: &Live) -> bool {
+    let greeting = async {
+        use tokio::io::AsyncReadExt as _;
+        let mut stream = inner.driver.dial(live.vm.id, VNC_PORT).await.ok()?;
+        let mut version = [0_u8; 12];
+        stream.read_exact(&mut version).await.ok()?;
+        Some(version.starts_with(b"RFB "))
+    };
+    matches!(tokio::time::timeout(PROBE_DEADLINE, greeting).await, Ok(Some(true)))
+}
+
+fn agent(inner: &Inner, vm: &holdfast_core::Vm) -> AgentClient {
+    AgentClient::new(Arc::clone(&inner.driver), vm.id, vm.secret.clone().unwrap_or_default())
+}
+
+fn describe(finding: &Finding) -> String {
+    match finding {
+        Finding::Healthy => "it answers".to_owned(),
+        Finding::ServiceDown(name) => format!("{name} is not running in the guest"),
+        Finding::AgentSilent { desktop_answers: true } => {
+            "the guest's agent does not answer; the desktop does".to_owned()
+        }
+        Finding::AgentSilent { desktop_answers: false } => "the guest does not answer".to_owned(),
+        Finding::Stopped => "the machine is stopped".to_owned(),
+        Finding::Exited(why) => format!("the machine ended ({why})"),
+        Finding::Unknown(why) => format!("its state could not be determined ({why})"),
+    }
+}
+
+async fn degrade(inner: &Inner, entry: &Entry, finding: &Finding) -> Result<(), ControlError> {
+    let Live { session, vm } = entry.live();
+    let text = format!("Something is wrong: {}. Repair is under way.", describe(finding));
+    let edit = Edit::new(&session, &vm, inner.clock.now())
+        .detail(Some(text.clone()))
+        .vm_to(VmState::Unhealthy, &text, Actor::Host)
+        .session_to(SessionState::Degraded, &text, Actor::Reconciler);
+    commit(inner, entry, edit).await
+}
+
+/// Starts the guest again on the same disk and says what that loses.
+async fn cold_boot(inner: &Inner, entry: &Entry, finding: &Finding) -> Result<(), ControlError> {
+    let id = entry.live().vm.id;
+    keep_console(inner, entry, id).await;
+    let driver = Arc::clone(&inner.driver);
+    let stopped = operate(entry, "stopping the VMM", inner.config.teardown_deadline, async move {
+        driver.stop(id, Stop::Force).await
+    })
+    .await;
+    if let Err(error) = stopped {
+        let text = format!("The machine could not be stopped: {}.", chain(&error));
+        note(inner, entry, "repair.boot", &text, Actor::Host).await;
+        return Ok(());
+    }
+    let Live { session, vm } = entry.live();
+    let text = format!(
+        "Starting the machine again from its disk because {}. Files are kept; open programs and unsaved work are lost.",
+        describe(finding)
+    );
+    metrics::counter!("holdfast_cold_boots_total").increment(1);
+    let edit = Edit::new(&session, &vm, inner.clock.now())
+        .detail(Some(text.clone()))
+        .note("repair.boot", &text, Actor::Reconciler)
+        .vm_to(VmState::Preparing, &text, Actor::Reconciler)
+        .session_to(SessionState::Starting, &text, Actor::Reconciler);
+    commit(inner, entry, edit).await
+}

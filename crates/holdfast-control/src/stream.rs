@@ -1,0 +1,140 @@
+//! Streams into a guest: which VM they lead to, and when they have to end.
+//!
+//! A stream belongs to one incarnation of one VM. Where it leads is read before the guest is
+//! dialled and compared again after, and the stream is told to close as soon as the session's
+//! route is another.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use holdfast_agent_api::{AGENT_PORT, VNC_PORT};
+use holdfast_core::{SessionId, SessionState, Timestamp};
+use holdfast_host::{driver::GuestStream, guest::AgentClient};
+use tokio::sync::watch;
+
+use crate::{
+    Control, ControlError, Route,
+    board::Entry,
+    control::{Inner, gone},
+    records::chain,
+};
+
+/// Ports that may be reached from outside, by what they serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuestPort {
+    /// The desktop, as RFB.
+    Desktop,
+    /// The agent, for terminals and commands.
+    Agent,
+}
+
+impl GuestPort {
+    const fn number(self) -> u16 {
+        match self {
+            Self::Desktop => VNC_PORT,
+            Self::Agent => AGENT_PORT,
+        }
+    }
+}
+
+/// Proof that a stream is attached to a session. While it exists and [`Attached::alive`] is called,
+/// the session is protected.
+pub struct Attached {
+    inner: Arc<Inner>,
+    entry: Arc<Entry>,
+    opened_on: Route,
+    route: watch::Receiver<Option<Route>>,
+}
+
+impl Attached {
+    /// The other side was heard from: extends the lease.
+    pub fn alive(&self) -> Timestamp {
+        let now = self.inner.clock.now();
+        self.inner.leases.extend(&self.entry, now, now + self.inner.config.lease)
+    }
+
+    /// Where the stream leads.
+    pub fn route(&self) -> Route {
+        self.opened_on
+    }
+
+    /// Waits until the stream has to end, and says where the session stands then.
+    pub async fn ended(&mut self) -> SessionState {
+        let opened_on = self.opened_on;
+        // The sender lives in the entry that `self` holds, so waiting cannot fail.
+        let _ = self.route.wait_for(|route| *route != Some(opened_on)).await;
+        self.entry.session().state
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.entry.streams.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Control {
+    /// Opens a connection to the guest of a session.
+    pub async fn open(
+        &self,
+        id: SessionId,
+        port: GuestPort,
+    ) -> Result<(GuestStream, Attached), ControlError> {
+        let attached = self.attach(id).await?;
+        let stream = self.inner().driver.dial(attached.opened_on.vm, port.number()).await?;
+        // The VM may have been replaced while it was dialled.
+        let now = *attached.route.borrow();
+        if now != Some(attached.opened_on) {
+            return Err(not_usable(&attached.entry));
+        }
+        Ok((stream, attached))
+    }
+
+    /// A client of the agent of a session's guest.
+    pub async fn agent(&self, id: SessionId) -> Result<(AgentClient, Attached), ControlError> {
+        let attached = self.attach(id).await?;
+        let secret = attached.entry.live().vm.secret.unwrap_or_default();
+        let driver = Arc::clone(&self.inner().driver);
+        Ok((AgentClient::new(driver, attached.opened_on.vm, secret), attached))
+    }
+
+    /// The end of the console of a session's guest.
+    pub async fn console(&self, id: SessionId, max_bytes: usize) -> Result<String, ControlError> {
+        match self.inner().board.get(id) {
+            Some(entry) => Ok(self.inner().driver.console(entry.live().vm.id, max_bytes).await?),
+            None => match self.find(id).await? {
+                Some(live) => Err(gone(&live.session)),
+                None => Err(ControlError::NotFound(id)),
+            },
+        }
+    }
+
+    async fn attach(&self, id: SessionId) -> Result<Attached, ControlError> {
+        let inner = self.inner();
+        let Some(entry) = inner.board.get(id) else {
+            return match self.find(id).await? {
+                Some(live) => Err(gone(&live.session)),
+                None => Err(ControlError::NotFound(id)),
+            };
+        };
+        let route = entry.route();
+        let current = *route.borrow();
+        let Some(opened_on) = current else { return Err(not_usable(&entry)) };
+        entry.streams.fetch_add(1, Ordering::AcqRel);
+        let attached = Attached { inner: Arc::clone(inner), entry, opened_on, route };
+        attached.alive();
+        Ok(attached)
+    }
+}
+
+fn not_usable(entry: &Entry) -> ControlError {
+    let session = entry.session();
+    match session.state {
+        SessionState::Ending | SessionState::Ended => gone(&session),
+        state => ControlError::State { state, why: "its desktop cannot be reached now" },
+    }
+}
+
+/// The error of a call to the agent, with its sources.
+pub fn guest_error(error: &dyn std::error::Error) -> ControlError {
+    ControlError::Guest(chain(error))
+}

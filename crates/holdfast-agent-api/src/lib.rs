@@ -9,9 +9,16 @@
 //! |---|---|---|
 //! | `GET /v1/health` | | 200 [`Health`] |
 //! | `POST /v1/claim` | [`ClaimRequest`] | 200 [`ClaimAnswer`]; 409 claimed with another secret |
+//! | `POST /v1/settle` | | 200 [`Settled`]: only unclaimed, before a warm image is baked; 409 claimed |
+//! | `POST /v1/assign` | [`AssignRequest`] | 200 [`ClaimAnswer`]: the session that the VM serves from now on |
 //! | `POST /v1/exec` | [`ExecRequest`] | 200 [`ExecAnswer`] |
 //! | `POST /v1/services/{name}/restart` | | 200 [`ServiceHealth`]; 404 |
-//! | `GET /v1/metrics` | | 200 [`Metrics`] |
+//! | `GET /v1/metrics` | | 200 [`Metrics`]; needs no secret while unclaimed |
+//! | `POST /v1/tool` | [`tool::ToolRequest`] | 200 [`tool::ToolStatus`] |
+//! | `GET /v1/tool?after=&waitMs=` | | 200 [`tool::ToolStatus`], once its revision is above `after` or the wait (at most 30,000 ms) is over; 404 no run yet |
+//! | `POST /v1/tool/input` | [`tool::ToolInput`] | 200 [`tool::ToolStatus`]; 409 another run, or it ended |
+//! | `POST /v1/tool/collect` | [`tool::CollectRequest`] | 200 [`tool::Collected`]; 409 another run, or it did not succeed |
+//! | `POST /v1/tool/open` | [`tool::OpenRequest`] | 200 [`tool::ToolStatus`]: opens the run's link in the browser again |
 //! | `POST /v1/shutdown` | | 202: services are stopped, file systems synced, the VM powers off |
 //! | `GET /v1/terminals/{name}?cols=&rows=` | WebSocket | see [`terminal`] |
 //!
@@ -19,6 +26,8 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+pub mod tool;
 
 /// TCP port of the agent in the guest.
 pub const AGENT_PORT: u16 = 8080;
@@ -115,6 +124,40 @@ pub struct ClaimRequest {
     pub screen: ScreenSize,
     /// Page to open first.
     pub start_url: Option<String>,
+    /// The guest comes from a snapshot that other guests come from too: every process that may have
+    /// made randomness before it is replaced, and machine id, host keys and browser profile are new.
+    #[serde(default)]
+    pub cloned: bool,
+}
+
+/// Gives a claimed guest to a session: what a person asked for, without a new identity. Repeating it
+/// is harmless.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AssignRequest {
+    /// The session's id.
+    pub session_id: String,
+    /// Wall-clock time to set.
+    pub time: Timestamp,
+    /// Language of the desktop, such as `en-US`.
+    pub locale: String,
+    /// IANA name of the time zone.
+    pub timezone: String,
+    /// Size of the desktop.
+    pub screen: ScreenSize,
+    /// Page to open first.
+    pub start_url: Option<String>,
+}
+
+/// A guest that may be snapshotted: the browser and its profile are gone (each clone starts its own),
+/// nothing waits to be written, and its processors were idle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Settled {
+    /// Share of one processor that the guest used over the last second, in thousandths.
+    pub busy_permille: u32,
+    /// Milliseconds that settling took.
+    pub took_ms: u64,
 }
 
 /// Size of a desktop in pixels.

@@ -4,7 +4,7 @@
 //! VMs goes first, so nobody can fill the host by asking often.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Mutex, PoisonError},
 };
 
@@ -23,7 +23,7 @@ struct Ticket {
 struct State {
     waiting: HashMap<SessionId, Ticket>,
     admitted: HashMap<SessionId, Ticket>,
-    starting: HashMap<SessionId, ()>,
+    starting: HashSet<SessionId>,
 }
 
 /// What admission answered.
@@ -68,7 +68,7 @@ impl Admission {
         let mut state = self.lock();
         state.admitted.insert(session.id, ticket(session));
         if starting {
-            state.starting.insert(session.id, ());
+            state.starting.insert(session.id);
         }
     }
 
@@ -92,7 +92,7 @@ impl Admission {
         } else {
             if let Some(ticket) = state.waiting.remove(&session.id) {
                 state.admitted.insert(session.id, ticket);
-                state.starting.insert(session.id, ());
+                state.starting.insert(session.id);
             }
             return Verdict::Admitted;
         };

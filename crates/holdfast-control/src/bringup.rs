@@ -157,6 +157,7 @@ fn claim_request(inner: &Inner, live: &Live, secret: String) -> Result<ClaimRequ
         timezone: spec.timezone.clone(),
         screen: ScreenSize { width: spec.screen.width, height: spec.screen.height },
         start_url: spec.start_url.clone(),
+        cloned: false,
     })
 }
 

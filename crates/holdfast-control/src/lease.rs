@@ -62,7 +62,9 @@ pub(crate) async fn flush(inner: &Inner) {
             error = &error as &dyn std::error::Error,
             "heartbeats could not be written; they are kept"
         );
-        touches.into_iter().for_each(|touch| inner.leases.put(touch));
+        for touch in touches {
+            inner.leases.put(touch);
+        }
     }
 }
 

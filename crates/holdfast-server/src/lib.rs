@@ -1,1 +1,28 @@
-//! HTTP API, gateway, dashboard assets and authentication.
+//! HTTP API, gateway, dashboard assets and authentication, and the wiring of one server.
+//!
+//! Owns the edge: who may call, what a call means, and streams between a user's browser and a VM.
+//! It must never decide what becomes of a session (control does), nor see a guest's address (the
+//! host layer does). The server is disposable: it holds nothing that a crash may not lose.
+
+pub mod assets;
+pub mod auth;
+pub mod config;
+mod convert;
+mod error;
+mod extract;
+mod gateway;
+mod images;
+mod metrics;
+pub mod openapi;
+mod problem;
+mod routes;
+mod serve;
+mod state;
+mod wiring;
+
+pub use config::Config;
+pub use error::ServerError;
+pub use images::ImageLibrary;
+pub use serve::{Server, router};
+pub use state::AppState;
+pub use wiring::{host_config, open_driver};

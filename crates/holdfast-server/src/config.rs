@@ -1,0 +1,234 @@
+//! Configuration of a server, as read from `holdfast.toml`. Every key has a default.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use holdfast_control::ControlConfig;
+use holdfast_host::driver::EgressPolicy;
+use serde::{Deserialize, Serialize};
+
+/// Configuration of a server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Address to listen on. Loopback unless told otherwise.
+    pub listen: SocketAddr,
+    /// `sqlite:` or `postgres:` URL; a SQLite file in the state directory when empty.
+    pub store: String,
+    /// Where VMs live.
+    pub state_dir: PathBuf,
+    /// Where images live.
+    pub cache_dir: PathBuf,
+    /// `auto` (chosen by booting something), `qemu`, `firecracker` or `sim`.
+    pub driver: DriverChoice,
+    /// Host names, besides `localhost` and IP addresses, under which the server may be reached.
+    pub allowed_hosts: Vec<String>,
+    /// Name servers given to guests; empty leaves the image's own (8.8.8.8 and 8.8.4.4).
+    pub dns: Vec<IpAddr>,
+    /// Lifetimes.
+    pub session: SessionConfig,
+    /// Sizes and numbers of VMs.
+    pub vm: VmConfig,
+    /// What guests may reach.
+    pub egress: EgressConfig,
+}
+
+/// Which driver runs VMs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DriverChoice {
+    /// The best one that proves itself by booting something.
+    Auto,
+    /// QEMU, with KVM where that proves itself.
+    Qemu,
+    /// Firecracker.
+    Firecracker,
+    /// Simulated: no VM runs; for trying the API and for tests.
+    Sim,
+}
+
+/// Lifetimes of sessions. Durations are written like `90s`, `30m`, `12h`, `7days`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SessionConfig {
+    /// How long a heartbeat protects.
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
+    /// How long after its lease an unattended session is kept.
+    #[serde(with = "humantime_serde")]
+    pub grace: Duration,
+    /// Age at which a session ends in any case.
+    #[serde(with = "humantime_serde")]
+    pub max_lifetime: Duration,
+    /// How long an ended session answers 410 with its reason.
+    #[serde(with = "humantime_serde")]
+    pub retention: Duration,
+    /// Deadline from switching a VM on until its desktop can be used.
+    #[serde(with = "humantime_serde")]
+    pub boot_deadline: Duration,
+}
+
+/// Sizes and numbers of VMs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VmConfig {
+    /// Memory of a VM that did not ask, in MiB.
+    pub memory_mib: u32,
+    /// Largest memory of a VM, in MiB.
+    pub max_memory_mib: u32,
+    /// Processors of a VM that did not ask.
+    pub vcpus: u8,
+    /// Most processors of a VM.
+    pub max_vcpus: u8,
+    /// Largest size of a VM's disk in MiB; it takes only what is written.
+    pub disk_mib: u32,
+    /// VMs at once; 0 means what memory allows.
+    pub max_vms: usize,
+    /// Memory for all VMs together in MiB; 0 means three quarters of the host's.
+    pub memory_budget_mib: u64,
+    /// VMs that boot at once; 0 means one more than there are processors.
+    pub max_starting: usize,
+    /// First of the user ids that VMMs run under; each VM gets one of its own.
+    pub uid_base: u32,
+    /// Network that host-side addresses of VMs are taken from.
+    pub address_range: String,
+}
+
+/// What guests may reach; see docs/configuration.md.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EgressConfig {
+    /// Public addresses.
+    pub internet: bool,
+    /// TCP ports of services on this host, reached as `host.holdfast.internal`.
+    pub host_ports: Vec<u16>,
+    /// Private networks, as CIDR.
+    pub private_networks: Vec<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
+            store: String::new(),
+            state_dir: default_state_dir(),
+            cache_dir: default_cache_dir(),
+            driver: DriverChoice::Auto,
+            allowed_hosts: Vec::new(),
+            dns: Vec::new(),
+            session: SessionConfig::default(),
+            vm: VmConfig::default(),
+            egress: EgressConfig::default(),
+        }
+    }
+}
+
+impl Default for SessionConfig {
+    fn default() -> Self {
+        let control = ControlConfig::default();
+        Self {
+            lease: control.lease,
+            grace: control.grace,
+            max_lifetime: control.max_lifetime,
+            retention: control.retention,
+            boot_deadline: control.boot_deadline,
+        }
+    }
+}
+
+impl Default for VmConfig {
+    fn default() -> Self {
+        Self {
+            memory_mib: 2048,
+            max_memory_mib: 8192,
+            vcpus: 2,
+            max_vcpus: 4,
+            disk_mib: 8192,
+            max_vms: 0,
+            memory_budget_mib: 0,
+            max_starting: 0,
+            uid_base: 200_000,
+            address_range: "10.213.0.0/16".to_owned(),
+        }
+    }
+}
+
+impl Default for EgressConfig {
+    fn default() -> Self {
+        let policy = EgressPolicy::default();
+        Self {
+            internet: policy.internet,
+            host_ports: policy.host_ports,
+            private_networks: policy.private_networks,
+        }
+    }
+}
+
+impl Config {
+    /// The store's URL, with the default filled in.
+    pub fn store_url(&self) -> String {
+        if self.store.is_empty() {
+            format!("sqlite:{}", self.state_dir.join("holdfast.db").display())
+        } else {
+            self.store.clone()
+        }
+    }
+
+    /// The file that holds the administrator's access token.
+    pub fn token_file(&self) -> PathBuf {
+        self.state_dir.join("admin-token")
+    }
+
+    /// What control needs of it, for a host with these means.
+    pub fn control(&self, cpus: usize, memory_mib: u64) -> ControlConfig {
+        let budget = match self.vm.memory_budget_mib {
+            0 => memory_mib * 3 / 4,
+            given => given,
+        };
+        let max_vms = match self.vm.max_vms {
+            // Clones of one image share most of their pages, so memory is not the only measure.
+            0 => (budget / u64::from(self.vm.memory_mib.max(1))).max(1) as usize,
+            given => given,
+        };
+        ControlConfig {
+            lease: self.session.lease,
+            grace: self.session.grace,
+            max_lifetime: self.session.max_lifetime,
+            retention: self.session.retention,
+            boot_deadline: self.session.boot_deadline,
+            max_vms,
+            max_starting: if self.vm.max_starting == 0 { cpus + 1 } else { self.vm.max_starting },
+            memory_budget_mib: budget,
+            disk_mib: self.vm.disk_mib,
+            egress: EgressPolicy {
+                internet: self.egress.internet,
+                host_ports: self.egress.host_ports.clone(),
+                private_networks: self.egress.private_networks.clone(),
+            },
+            dns: self.dns.clone(),
+            ..ControlConfig::default()
+        }
+    }
+}
+
+fn default_state_dir() -> PathBuf {
+    if let Some(dir) = env_path("HOLDFAST_STATE_DIR") {
+        return dir;
+    }
+    PathBuf::from("/var/lib/holdfast")
+}
+
+/// Where images and downloads are kept unless told otherwise.
+pub fn default_cache_dir() -> PathBuf {
+    env_path("HOLDFAST_CACHE_DIR")
+        .or_else(|| env_path("XDG_CACHE_HOME").map(|dir| dir.join("holdfast")))
+        .or_else(|| env_path("HOME").map(|dir| dir.join(".cache/holdfast")))
+        .unwrap_or_else(|| PathBuf::from("/var/cache/holdfast"))
+}
+
+fn env_path(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}

@@ -1,0 +1,62 @@
+//! Why a server could not start or went down.
+
+use std::{io, net::SocketAddr, path::PathBuf};
+
+use holdfast_control::ControlError;
+use holdfast_host::driver::DriverError;
+use holdfast_store::StoreError;
+
+/// Why a server could not start or went down.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The address is taken or not allowed.
+    #[error("cannot listen on {address}: is another server running? Choose another address with --listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The state directory cannot be used.
+    #[error("the state directory {path} cannot be used")]
+    StateDir {
+        /// The directory or file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another server uses the state directory.
+    #[error("another server (pid {pid}) uses the state directory {path}")]
+    StateDirInUse {
+        /// The directory.
+        path: PathBuf,
+        /// The other server.
+        pid: String,
+    },
+    /// The store cannot be opened.
+    #[error("the store cannot be opened")]
+    Store(#[from] StoreError),
+    /// No driver can be used.
+    #[error("no driver can run VMs here: {0}")]
+    NoDriver(String),
+    /// The driver cannot be set up.
+    #[error("the driver cannot be set up")]
+    Driver(#[from] DriverError),
+    /// A value of the configuration cannot be used.
+    #[error("{key} in the configuration cannot be used: {why}")]
+    Config {
+        /// The key.
+        key: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+    /// The kernel gave no random bytes.
+    #[error("the kernel gave no random bytes")]
+    Random(#[source] getrandom::Error),
+    /// Control could not take over.
+    #[error("sessions could not be taken over")]
+    Control(#[from] ControlError),
+    /// The listener broke.
+    #[error("the HTTP server broke")]
+    Http(#[source] io::Error),
+}

@@ -1,0 +1,6 @@
+//! Handlers of the HTTP API, one module per subject.
+
+pub(crate) mod events;
+pub(crate) mod meta;
+pub(crate) mod sessions;
+pub(crate) mod streams;

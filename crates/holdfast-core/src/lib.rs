@@ -9,8 +9,10 @@ pub mod event;
 pub mod health;
 pub mod id;
 pub mod plan;
+pub mod provider;
 pub mod record;
 pub mod session;
+pub mod signin;
 pub mod vm;
 
 pub use event::{Actor, Event, EventBody};

@@ -16,6 +16,8 @@ pub struct ControlConfig {
     pub max_lifetime: Duration,
     /// How long an ended session answers 410 with its reason.
     pub retention: Duration,
+    /// How long sealed credentials that nobody fetches are kept.
+    pub keep_credentials: Duration,
     /// Time between health probes of a session that is well.
     pub probe_interval: Duration,
     /// Patience with a VM that does not answer.
@@ -51,6 +53,7 @@ impl Default for ControlConfig {
             grace: Duration::from_mins(30),
             max_lifetime: Duration::from_hours(12),
             retention: Duration::from_hours(168),
+            keep_credentials: Duration::from_hours(1),
             probe_interval: Duration::from_secs(10),
             patience: Patience::default(),
             step_deadline: Duration::from_mins(1),

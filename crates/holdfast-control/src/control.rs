@@ -1,13 +1,18 @@
 //! [`Control`]: the handle that the server holds, and what all actors share.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use holdfast_core::{
     Actor, EndReason, Event, Generation, HostId, OwnerId, Session, SessionId, SessionSpec,
-    SessionState, Timestamp, Vm, VmId, VmState,
+    SessionState, SignIn, SignInStep, Timestamp, Vm, VmId, VmState,
+    provider::{Catalog, Provider},
+    signin::Webhook,
 };
 use holdfast_host::driver::{Driver, ImageRef};
 use holdfast_store::{Change, IdempotencyKey, NewSession, SessionFilter, Store, StoreError};
@@ -21,7 +26,7 @@ use crate::{
     board::{Board, Entry},
     lease::LeaseBook,
     records::{Edit, event},
-    sweep,
+    signin, sweep,
 };
 
 /// Where new VMs get their image from.
@@ -40,6 +45,8 @@ pub struct Parts {
     pub driver: Arc<dyn Driver>,
     /// Images for new VMs.
     pub images: Arc<dyn ImageSource>,
+    /// What sessions can be for.
+    pub providers: Arc<Catalog>,
     /// Limits and durations.
     pub config: ControlConfig,
     /// The time.
@@ -58,14 +65,26 @@ pub struct CreateRequest {
     pub owner: OwnerId,
     /// What for; already checked.
     pub spec: SessionSpec,
+    /// For a provider with a tool.
+    pub sign_in: Option<NewSignIn>,
     /// Makes a repeated request harmless.
     pub key: Option<IdempotencyKey>,
+}
+
+/// A sign-in to be made with its session; already checked.
+#[derive(Debug, Clone)]
+pub struct NewSignIn {
+    /// age public keys that the credentials are sealed to; at least one.
+    pub recipients: Vec<String>,
+    /// Where its end is announced.
+    pub webhook: Option<Webhook>,
 }
 
 pub(crate) struct Inner {
     pub store: Arc<dyn Store>,
     pub driver: Arc<dyn Driver>,
     pub images: Arc<dyn ImageSource>,
+    pub providers: Arc<Catalog>,
     pub config: ControlConfig,
     pub clock: Clock,
     pub host: HostId,
@@ -97,6 +116,7 @@ impl Control {
                 store: parts.store,
                 driver: parts.driver,
                 images: parts.images,
+                providers: parts.providers,
                 config: parts.config,
                 clock: parts.clock,
                 host: parts.host,
@@ -129,6 +149,12 @@ impl Control {
             }
         }
         let count = adopted.len();
+        let mut sign_ins: HashMap<SessionId, SignIn> = HashMap::new();
+        for live in &adopted {
+            if let Some(sign_in) = inner.store.sign_in(live.session.id).await? {
+                sign_ins.insert(live.session.id, sign_in);
+            }
+        }
         let now = inner.clock.now();
         for Live { session, vm } in adopted {
             let holds_room = session.state != SessionState::Requested && vm.state != VmState::Gone;
@@ -137,6 +163,7 @@ impl Control {
                 inner.admission.adopt(&session, starting);
             }
             let (entry, _) = inner.board.insert(session, vm);
+            entry.set_sign_in(sign_ins.remove(&entry.id));
             // Nobody could send a heartbeat while the server was away: every lease starts afresh.
             inner.leases.extend(&entry, now, now + inner.config.lease);
             self.spawn_actor(entry);
@@ -182,9 +209,11 @@ impl Control {
         let now = inner.clock.now();
         let (session, vm) = new_records(inner, &request, &image, now)?;
         let first = event("session.state", "The session was asked for.", Actor::User, now);
+        let sign_in = new_sign_in(inner, &request, session.id, now);
         let new = NewSession {
             session,
             vm,
+            sign_in: sign_in.clone(),
             events: vec![holdfast_core::EventBody {
                 to: Some(SessionState::Requested.as_str().into()),
                 ..first
@@ -198,6 +227,7 @@ impl Control {
             tracing::info!(session = %live.session.id, vm = %live.vm.id, "session created");
             let (entry, new) = inner.board.insert(live.session.clone(), live.vm.clone());
             if new {
+                entry.set_sign_in(sign_in);
                 self.spawn_actor(entry);
             }
         }
@@ -301,6 +331,16 @@ impl Control {
         &self.inner.config
     }
 
+    /// What sessions can be for.
+    pub fn providers(&self) -> &[Provider] {
+        self.inner.providers.all()
+    }
+
+    /// The provider of that name or alias.
+    pub fn provider(&self, name: &str) -> Option<&Provider> {
+        self.inner.providers.find(name)
+    }
+
     /// The driver of this host.
     pub fn driver(&self) -> &Arc<dyn Driver> {
         &self.inner.driver
@@ -321,6 +361,9 @@ impl Control {
     }
 
     fn spawn_actor(&self, entry: Arc<Entry>) {
+        if entry.sign_in().is_some() {
+            self.inner.tasks.spawn(signin::run(Arc::clone(&self.inner), Arc::clone(&entry)));
+        }
         self.inner.tasks.spawn(actor::run(Arc::clone(&self.inner), entry));
     }
 }
@@ -389,7 +432,7 @@ pub(crate) async fn reread(inner: &Inner, entry: &Entry) -> Result<(), ControlEr
         Some(id) => inner.store.vm(id).await?,
         None => None,
     };
-    inner.board.accepted(entry, Change { session, vm, events: Vec::new() });
+    inner.board.accepted(entry, Change { session, vm, ..Change::default() });
     Ok(())
 }
 
@@ -415,6 +458,36 @@ async fn read_vm(inner: &Inner, session: Session) -> Result<Option<Live>, Contro
     Ok(Some(Live { session, vm }))
 }
 
+/// The sign-in of a new session, when its provider has a tool.
+fn new_sign_in(
+    inner: &Inner,
+    request: &CreateRequest,
+    session: SessionId,
+    now: Timestamp,
+) -> Option<SignIn> {
+    let asked = request.sign_in.as_ref()?;
+    let provider = inner.providers.find(&request.spec.provider)?;
+    let tool = provider.tool.as_ref()?;
+    Some(SignIn {
+        session,
+        provider: provider.name.clone(),
+        flow: tool.flow,
+        run: 0,
+        step: SignInStep::Machine,
+        step_since: now,
+        url: None,
+        user_code: None,
+        wants_input: false,
+        outcome: None,
+        why: None,
+        output: String::new(),
+        recipients: asked.recipients.clone(),
+        webhook: asked.webhook.clone(),
+        expires_at: None,
+        generation: Generation::FIRST,
+    })
+}
+
 fn new_records(
     inner: &Inner,
     request: &CreateRequest,
@@ -433,6 +506,7 @@ fn new_records(
         attempts: 0,
         lease_expires_at: now + inner.config.lease,
         last_heartbeat_at: now,
+        checkpoint: None,
         created_at: now,
         state_since: now,
         ready_at: None,

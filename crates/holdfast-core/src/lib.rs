@@ -18,6 +18,7 @@ pub mod vm;
 pub use event::{Actor, Event, EventBody};
 pub use id::{HostId, OwnerId, SessionId, SnapshotId, VmId};
 pub use jiff::Timestamp;
-pub use record::{Generation, Screen, Session, SessionSpec, Vm};
+pub use record::{Checkpoint, Generation, Screen, Session, SessionSpec, Vm};
 pub use session::{EndReason, SessionState};
+pub use signin::{SignIn, SignInOutcome, SignInStep};
 pub use vm::VmState;

@@ -125,6 +125,7 @@ mod tests {
             attempts: 0,
             lease_expires_at: now,
             last_heartbeat_at: now,
+            checkpoint: None,
             created_at: now,
             state_since: now,
             ready_at: None,

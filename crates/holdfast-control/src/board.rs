@@ -8,6 +8,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, atomic::AtomicUsize},
 };
 
+use crate::checkpoint::SaveRequest;
 use holdfast_core::{Session, SessionId, SessionState, SignIn, Timestamp, Vm, VmId, VmState};
 use holdfast_store::Change;
 use tokio::sync::{Notify, broadcast, watch};
@@ -44,6 +45,8 @@ pub(crate) struct Entry {
     pub machine: Arc<tokio::sync::Mutex<()>>,
     route: watch::Sender<Option<Route>>,
     sign_in: Mutex<Option<SignIn>>,
+    /// Checkpoints asked for while the session goes on running.
+    pub save_requests: Mutex<Vec<SaveRequest>>,
     /// Makes the task of the sign-in look again.
     pub sign_in_wake: Notify,
 }
@@ -61,7 +64,11 @@ pub struct Route {
 impl Route {
     fn of(live: &Live) -> Option<Self> {
         let usable = matches!(live.session.state, SessionState::Ready | SessionState::Degraded)
-            && matches!(live.vm.state, VmState::Running | VmState::Unhealthy);
+            // A VM that is being saved stands still for a moment; its streams wait with it.
+            && matches!(
+                live.vm.state,
+                VmState::Running | VmState::Unhealthy | VmState::Checkpointing | VmState::Paused
+            );
         usable.then_some(Self { vm: live.vm.id, incarnation: live.vm.incarnation })
     }
 }
@@ -161,6 +168,7 @@ impl Board {
             machine: Arc::default(),
             route,
             sign_in: Mutex::default(),
+            save_requests: Mutex::default(),
             sign_in_wake: Notify::new(),
         });
         entries.insert(id, Arc::clone(&entry));

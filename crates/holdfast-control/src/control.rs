@@ -1,30 +1,30 @@
 //! [`Control`]: the handle that the server holds, and what all actors share.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
+    path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use holdfast_core::{
-    Actor, EndReason, Event, Generation, HostId, OwnerId, Session, SessionId, SessionSpec,
-    SessionState, SignIn, SignInStep, Timestamp, Vm, VmId, VmState,
+    Actor, EndReason, Event, HostId, Session, SessionId, SessionState, SignIn, SnapshotId,
+    Timestamp, VmState,
     provider::{Catalog, Provider},
-    signin::Webhook,
 };
 use holdfast_host::driver::{Driver, ImageRef};
-use holdfast_store::{Change, IdempotencyKey, NewSession, SessionFilter, Store, StoreError};
+use holdfast_store::{Change, SessionFilter, Store, StoreError};
 use tokio::sync::{broadcast, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use uuid::Uuid;
 
 use crate::{
     Clock, ControlConfig, ControlError, Live, Notice, SweepReport, actor,
     admission::Admission,
     board::{Board, Entry},
     lease::LeaseBook,
+    pool::{self, Pool},
     records::{Edit, event},
     signin, sweep,
 };
@@ -35,6 +35,10 @@ pub trait ImageSource: Send + Sync + 'static {
     fn current(&self) -> Result<ImageRef, String>;
     /// The image of that digest, or why it cannot be used.
     fn by_digest(&self, digest: &str) -> Result<ImageRef, String>;
+    /// The warm image of that image for VMs of this shape: a snapshot directory.
+    fn warm(&self, _digest: &str, _memory_mib: u32, _vcpus: u8) -> Option<PathBuf> {
+        None
+    }
 }
 
 /// What control is made of.
@@ -58,28 +62,6 @@ pub struct Parts {
     pub store_knows_host: bool,
 }
 
-/// A session to be made.
-#[derive(Debug, Clone)]
-pub struct CreateRequest {
-    /// Whose.
-    pub owner: OwnerId,
-    /// What for; already checked.
-    pub spec: SessionSpec,
-    /// For a provider with a tool.
-    pub sign_in: Option<NewSignIn>,
-    /// Makes a repeated request harmless.
-    pub key: Option<IdempotencyKey>,
-}
-
-/// A sign-in to be made with its session; already checked.
-#[derive(Debug, Clone)]
-pub struct NewSignIn {
-    /// age public keys that the credentials are sealed to; at least one.
-    pub recipients: Vec<String>,
-    /// Where its end is announced.
-    pub webhook: Option<Webhook>,
-}
-
 pub(crate) struct Inner {
     pub store: Arc<dyn Store>,
     pub driver: Arc<dyn Driver>,
@@ -96,8 +78,14 @@ pub(crate) struct Inner {
     pub room: watch::Sender<u64>,
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
+    /// Snapshots being written, whose rows do not name them yet.
+    pub saving: Mutex<HashSet<SnapshotId>>,
+    /// VMs that wait for a session.
+    pub pool: Pool,
+    /// Itself, for what outlives a borrow.
+    pub this: Weak<Inner>,
     adopted: AtomicBool,
-    draining: AtomicBool,
+    pub draining: AtomicBool,
 }
 
 /// Drives every session of this host. Cheap to clone.
@@ -112,7 +100,10 @@ impl Control {
         let admission = Admission::new(&parts.config);
         let (room, _) = watch::channel(0);
         Self {
-            inner: Arc::new(Inner {
+            inner: Arc::new_cyclic(|this| Inner {
+                this: Weak::clone(this),
+                saving: Mutex::default(),
+                pool: Pool::default(),
                 store: parts.store,
                 driver: parts.driver,
                 images: parts.images,
@@ -157,9 +148,11 @@ impl Control {
         }
         let now = inner.clock.now();
         for Live { session, vm } in adopted {
-            let holds_room = session.state != SessionState::Requested && vm.state != VmState::Gone;
+            let holds_room = session.state != SessionState::Requested
+                && !matches!(vm.state, VmState::Planned | VmState::Gone);
             if holds_room {
-                let starting = session.state == SessionState::Starting;
+                let starting =
+                    matches!(session.state, SessionState::Starting | SessionState::Resuming);
                 inner.admission.adopt(&session, starting);
             }
             let (entry, _) = inner.board.insert(session, vm);
@@ -170,6 +163,7 @@ impl Control {
         }
         inner.tasks.spawn(crate::lease::flush_loop(Arc::clone(inner)));
         inner.tasks.spawn(sweep::sweep_loop(Arc::clone(inner)));
+        inner.tasks.spawn(pool::run(Arc::clone(inner)));
         inner.adopted.store(true, Ordering::Release);
         metrics::counter!("holdfast_adopted_sessions_total").increment(count as u64);
         tracing::info!(sessions = count, "adopted the sessions in the store");
@@ -192,46 +186,6 @@ impl Control {
     /// Refuses new sessions from now on, or takes them again.
     pub fn set_draining(&self, draining: bool) {
         self.inner.draining.store(draining, Ordering::Release);
-    }
-
-    /// Writes a session with its VM and begins to work on it. The answer's id is readable from now
-    /// on. The flag says that an earlier request with the same key made it.
-    pub async fn create(&self, request: CreateRequest) -> Result<(Live, bool), ControlError> {
-        let inner = &self.inner;
-        if inner.stop.is_cancelled() {
-            return Err(ControlError::Draining("the server is stopping"));
-        }
-        if inner.draining.load(Ordering::Acquire) {
-            return Err(ControlError::Draining("it is being drained"));
-        }
-        inner.admission.could_fit(request.spec.memory_mib).map_err(ControlError::TooLarge)?;
-        let image = inner.images.current().map_err(ControlError::NoImage)?;
-        let now = inner.clock.now();
-        let (session, vm) = new_records(inner, &request, &image, now)?;
-        let first = event("session.state", "The session was asked for.", Actor::User, now);
-        let sign_in = new_sign_in(inner, &request, session.id, now);
-        let new = NewSession {
-            session,
-            vm,
-            sign_in: sign_in.clone(),
-            events: vec![holdfast_core::EventBody {
-                to: Some(SessionState::Requested.as_str().into()),
-                ..first
-            }],
-            key: request.key,
-        };
-        let created = inner.store.create_session(new).await?;
-        let live = Live { session: created.session, vm: created.vm };
-        if !created.replayed {
-            metrics::counter!("holdfast_sessions_created_total").increment(1);
-            tracing::info!(session = %live.session.id, vm = %live.vm.id, "session created");
-            let (entry, new) = inner.board.insert(live.session.clone(), live.vm.clone());
-            if new {
-                entry.set_sign_in(sign_in);
-                self.spawn_actor(entry);
-            }
-        }
-        Ok((live, created.replayed))
     }
 
     /// A session by id: from memory where it lives, otherwise from the store. `None`: it never
@@ -356,11 +310,26 @@ impl Control {
         self.inner.clock.now()
     }
 
+    /// The entry of a session that lives here, or why there is none.
+    pub(crate) async fn entry(&self, id: SessionId) -> Result<Arc<Entry>, ControlError> {
+        let Some(entry) = self.inner.board.get(id) else {
+            return match self.find(id).await? {
+                Some(live) => Err(gone(&live.session)),
+                None => Err(ControlError::NotFound(id)),
+            };
+        };
+        let session = entry.session();
+        if matches!(session.state, SessionState::Ending | SessionState::Ended) {
+            return Err(gone(&session));
+        }
+        Ok(entry)
+    }
+
     pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.inner
     }
 
-    fn spawn_actor(&self, entry: Arc<Entry>) {
+    pub(crate) fn spawn_actor(&self, entry: Arc<Entry>) {
         if entry.sign_in().is_some() {
             self.inner.tasks.spawn(signin::run(Arc::clone(&self.inner), Arc::clone(&entry)));
         }
@@ -456,78 +425,6 @@ async fn read_vm(inner: &Inner, session: Session) -> Result<Option<Live>, Contro
         why: format!("session {} is tied to VM {id}, which has no row", session.id),
     })?;
     Ok(Some(Live { session, vm }))
-}
-
-/// The sign-in of a new session, when its provider has a tool.
-fn new_sign_in(
-    inner: &Inner,
-    request: &CreateRequest,
-    session: SessionId,
-    now: Timestamp,
-) -> Option<SignIn> {
-    let asked = request.sign_in.as_ref()?;
-    let provider = inner.providers.find(&request.spec.provider)?;
-    let tool = provider.tool.as_ref()?;
-    Some(SignIn {
-        session,
-        provider: provider.name.clone(),
-        flow: tool.flow,
-        run: 0,
-        step: SignInStep::Machine,
-        step_since: now,
-        url: None,
-        user_code: None,
-        wants_input: false,
-        outcome: None,
-        why: None,
-        output: String::new(),
-        recipients: asked.recipients.clone(),
-        webhook: asked.webhook.clone(),
-        expires_at: None,
-        generation: Generation::FIRST,
-    })
-}
-
-fn new_records(
-    inner: &Inner,
-    request: &CreateRequest,
-    image: &ImageRef,
-    now: Timestamp,
-) -> Result<(Session, Vm), ControlError> {
-    let vm_id = VmId::from_uuid(Uuid::now_v7());
-    let session = Session {
-        id: SessionId::from_uuid(Uuid::now_v7()),
-        owner: request.owner,
-        spec: request.spec.clone(),
-        state: SessionState::Requested,
-        vm: Some(vm_id),
-        end_reason: None,
-        detail: None,
-        attempts: 0,
-        lease_expires_at: now + inner.config.lease,
-        last_heartbeat_at: now,
-        checkpoint: None,
-        created_at: now,
-        state_since: now,
-        ready_at: None,
-        ended_at: None,
-        generation: Generation::FIRST,
-    };
-    let vm = Vm {
-        id: vm_id,
-        session: Some(session.id),
-        host: inner.host,
-        state: VmState::Planned,
-        driver: inner.driver.name().to_owned(),
-        image: image.digest.clone(),
-        address: None,
-        incarnation: 0,
-        secret: Some(random_hex::<32>()?),
-        created_at: now,
-        state_since: now,
-        generation: Generation::FIRST,
-    };
-    Ok((session, vm))
 }
 
 /// `N` bytes from the kernel's generator, as hex.

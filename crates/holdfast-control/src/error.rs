@@ -34,6 +34,9 @@ pub enum ControlError {
         /// What is missing.
         why: &'static str,
     },
+    /// No checkpoint could be taken.
+    #[error("no checkpoint could be taken: {0}")]
+    Checkpoint(String),
     /// The guest refused a value.
     #[error("{0}")]
     Refused(String),

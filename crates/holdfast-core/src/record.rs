@@ -120,6 +120,8 @@ pub struct Checkpoint {
     pub snapshot: SnapshotId,
     /// The host that keeps it.
     pub host: HostId,
+    /// The session that it was taken of; another one's checkpoint makes a fork.
+    pub session: SessionId,
     /// The VM that it was taken of: the identity inside.
     pub vm: VmId,
     /// Secret of the agent inside, hex.

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use holdfast_agent_api::{
-    AGENT_PORT, AgentError, ClaimAnswer, ClaimRequest, ExecAnswer, ExecRequest, Health, Metrics,
-    ServiceHealth,
+    AGENT_PORT, AgentError, AssignRequest, ClaimAnswer, ClaimRequest, ExecAnswer, ExecRequest,
+    Health, Metrics, ServiceHealth, Settled,
     tool::{CollectRequest, Collected, OpenRequest, ToolInput, ToolRequest, ToolStatus},
 };
 use holdfast_core::VmId;
@@ -80,6 +80,30 @@ impl AgentClient {
         deadline: Duration,
     ) -> Result<ClaimAnswer, GuestError> {
         self.call(Method::POST, "/v1/claim", Some(request), deadline).await
+    }
+
+    /// Replaces the identity of a guest that was restored from a checkpoint. This client carries the
+    /// secret of before; the request has the new one.
+    pub async fn rebind(
+        &self,
+        request: &ClaimRequest,
+        deadline: Duration,
+    ) -> Result<ClaimAnswer, GuestError> {
+        self.call(Method::POST, "/v1/rebind", Some(request), deadline).await
+    }
+
+    /// Gives a claimed guest to a session.
+    pub async fn assign(
+        &self,
+        request: &AssignRequest,
+        deadline: Duration,
+    ) -> Result<ClaimAnswer, GuestError> {
+        self.call(Method::POST, "/v1/assign", Some(request), deadline).await
+    }
+
+    /// Brings an unclaimed guest to rest before a warm image is made of it.
+    pub async fn settle(&self, deadline: Duration) -> Result<Settled, GuestError> {
+        self.call(Method::POST, "/v1/settle", None::<&()>, deadline).await
     }
 
     /// Runs a command. Waits for its own time limit and ten seconds more.

@@ -178,7 +178,7 @@ async fn check_tells_findings_apart_and_changes_nothing() {
 
     server.sql(&url, "DROP TABLE holdfast.idempotency_keys");
     assert_eq!(code(&url).await, "missing_table");
-    server.sql(&url, "UPDATE holdfast.migrations SET version = -1");
+    server.sql(&url, "UPDATE holdfast.migrations SET version = -version");
     assert_eq!(code(&url).await, "old_schema");
     server.stop();
     assert_eq!(code(&url).await, "cannot_connect");

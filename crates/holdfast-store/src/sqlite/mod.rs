@@ -36,7 +36,7 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(8);
 /// Connections that read at the same time.
 const READERS: u32 = 4;
 
-const MIGRATIONS: &[Migration] = migrations!["sqlite": 1 => "0001_initial"];
+const MIGRATIONS: &[Migration] = migrations!["sqlite": 1 => "0001_initial", 2 => "0002_sign_ins"];
 
 struct SqliteBackend {
     options: SqliteConnectOptions,

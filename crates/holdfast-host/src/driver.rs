@@ -201,13 +201,19 @@ pub trait Driver: Send + Sync + 'static {
     async fn snapshot(&self, vm: VmId, dest: &std::path::Path) -> Result<()>;
 
     /// Removes a snapshot directory, complete or not. Succeeds when there is none.
-    async fn discard_snapshot(&self, path: &std::path::Path) -> Result<()>;
+    async fn discard_snapshot(&self, path: &std::path::Path) -> Result<()> {
+        crate::snapshot::discard(path)
+    }
 
     /// Space that a snapshot takes, in bytes (blocks, not lengths).
-    async fn snapshot_bytes(&self, path: &std::path::Path) -> Result<u64>;
+    async fn snapshot_bytes(&self, path: &std::path::Path) -> Result<u64> {
+        crate::snapshot::bytes(path)
+    }
 
     /// Directories of snapshots, complete or not, in `dir`; empty when it does not exist.
-    async fn snapshots_in(&self, dir: &std::path::Path) -> Result<Vec<PathBuf>>;
+    async fn snapshots_in(&self, dir: &std::path::Path) -> Result<Vec<PathBuf>> {
+        crate::snapshot::list(dir)
+    }
 
     /// Ends the VMM; directory, disk and network stay.
     async fn stop(&self, vm: VmId, how: Stop) -> Result<()>;

@@ -49,6 +49,10 @@ impl QemuDriver {
         let started = match from {
             StartFrom::Boot => self.boot(&dir, &spec).await,
             StartFrom::Snapshot(path) => self.restore(&dir, &spec, path).await,
+            StartFrom::DiskOf(path) => match self.take_disk(&dir, &spec, path).await {
+                Ok(()) => self.boot(&dir, &spec).await,
+                Err(error) => Err(error),
+            },
         };
         if started.is_err() {
             // Nothing half started stays behind; the first error is the one that matters.

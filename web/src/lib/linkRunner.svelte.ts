@@ -1,5 +1,6 @@
 /** Runs the state machine of a link: opens and closes connections and keeps its timer. */
 
+import { untrack } from 'svelte';
 import { initialLink, step, type LinkEvent, type LinkState } from './link';
 
 /** An attempt that has not been answered by then has failed. */
@@ -59,7 +60,8 @@ export class LinkRunner {
   }
 
   #apply(event: LinkEvent): void {
-    const before = this.state;
+    // An effect that moves a link must not come to depend on where it stands.
+    const before = untrack(() => this.state);
     const after = step(before, event, Date.now(), Math.random());
     if (after === before) return;
     this.state = after;

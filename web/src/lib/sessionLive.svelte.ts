@@ -52,7 +52,6 @@ export class SessionLive {
   /** Begins; the function returned ends it. */
   open(): () => void {
     this.stream.start();
-    void this.beat();
     const timer = setInterval(() => void this.beat(), HEARTBEAT_MS);
     const visibility = () => {
       clearTimeout(this.#hiddenTimer);
@@ -155,6 +154,7 @@ export class SessionLive {
       if (isOver(this.session.state)) this.vm = null;
       else void this.readVm();
     }
+    if (before === null) void this.beat();
     // Nothing more will happen to it.
     if (this.session.state === 'ended') this.stream.stop();
   }

@@ -1,0 +1,157 @@
+//! QEMU's microvm: with KVM where that proves itself, otherwise by translation (TCG).
+
+mod command;
+mod launch;
+mod qmp;
+mod tsc;
+
+use std::{net::Ipv4Addr, path::Path, time::Duration};
+
+use async_trait::async_trait;
+use holdfast_core::VmId;
+use rustix::process::Signal;
+use serde_json::json;
+
+use self::{command::Accel, qmp::Qmp};
+use crate::{
+    driver::{
+        Driver, DriverError, GuestStream, Observed, Probe, Process, Result, StartFrom, Stop, Usage,
+        VmSpec,
+    },
+    host::{Host, HostConfig},
+};
+
+const SOCKET: &str = "qmp.sock";
+/// A VMM that answers at all does so long before this, on a machine however busy.
+const READY_DEADLINE: Duration = Duration::from_secs(30);
+const QMP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Runs VMs in QEMU.
+pub struct QemuDriver {
+    host: Host,
+    accel: Accel,
+}
+
+impl QemuDriver {
+    /// Opens the host's state directory; needs a runtime.
+    pub fn open(config: HostConfig) -> Result<Self> {
+        Ok(Self { host: Host::open(config)?, accel: Accel::Tcg })
+    }
+
+    /// The host it runs VMs on.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    async fn qmp(&self, vm: VmId) -> Result<Qmp> {
+        match self.host.processes().look(&self.host.dir(vm)) {
+            Process::Running { .. } => {}
+            Process::Exited { why } => return Err(DriverError::Exited { vm, why }),
+            Process::Unknown { why } => {
+                return Err(DriverError::Refused {
+                    operation: format!("reaching VM {vm}"),
+                    message: why,
+                });
+            }
+            Process::NotStarted => {
+                let message = "it was not started".to_owned();
+                return Err(DriverError::Refused {
+                    operation: format!("reaching VM {vm}"),
+                    message,
+                });
+            }
+        }
+        Qmp::connect(&self.host.dir(vm).file(SOCKET), QMP_DEADLINE).await
+    }
+}
+
+#[async_trait]
+impl Driver for QemuDriver {
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+
+    async fn probe(&self) -> Probe {
+        Probe {
+            usable: true,
+            evidence: String::new(),
+            version: None,
+            accelerated: false,
+            remedy: None,
+        }
+    }
+
+    async fn create(&self, spec: &VmSpec) -> Result<()> {
+        let _lock = self.host.lock(spec.vm).await;
+        command::Image::open(&spec.image)?;
+        self.host.create(spec).await
+    }
+
+    async fn connect(&self, vm: VmId) -> Result<Ipv4Addr> {
+        let _lock = self.host.lock(vm).await;
+        self.host.connect(vm).await
+    }
+
+    async fn start(&self, vm: VmId, from: &StartFrom) -> Result<()> {
+        let _lock = self.host.lock(vm).await;
+        self.launch(vm, from).await
+    }
+
+    async fn pause(&self, vm: VmId) -> Result<()> {
+        let _lock = self.host.lock(vm).await;
+        self.qmp(vm).await?.run("stop", json!({})).await.map(|_| ())
+    }
+
+    async fn resume(&self, vm: VmId) -> Result<()> {
+        let _lock = self.host.lock(vm).await;
+        // The process may have been stopped as well as the guest.
+        self.host.processes().signal(&self.host.dir(vm), Signal::CONT)?;
+        self.qmp(vm).await?.run("cont", json!({})).await.map(|_| ())
+    }
+
+    async fn snapshot(&self, vm: VmId, dest: &Path) -> Result<()> {
+        let _ = (vm, dest);
+        Err(DriverError::Unsupported { driver: "qemu", operation: "snapshot" })
+    }
+
+    async fn stop(&self, vm: VmId, how: Stop) -> Result<()> {
+        let _lock = self.host.lock(vm).await;
+        if let Stop::Graceful(patience) = how
+            && let Ok(mut qmp) = self.qmp(vm).await
+            && qmp.run("system_powerdown", json!({})).await.is_ok()
+        {
+            // What does not end by itself is killed below.
+            let _ = self.host.processes().ended_within(&self.host.dir(vm), patience).await;
+        }
+        self.host.kill(vm).await
+    }
+
+    async fn destroy(&self, vm: VmId) -> Result<()> {
+        let _lock = self.host.lock(vm).await;
+        self.host.destroy(vm).await
+    }
+
+    async fn inspect(&self, vm: VmId) -> Result<Observed> {
+        self.host.inspect(vm)
+    }
+
+    async fn list(&self) -> Result<Vec<Observed>> {
+        self.host.list().await
+    }
+
+    async fn wait_exit(&self, vm: VmId) -> Result<String> {
+        self.host.wait_exit(vm).await
+    }
+
+    async fn dial(&self, vm: VmId, port: u16) -> Result<GuestStream> {
+        self.host.dial(vm, port).await
+    }
+
+    async fn console(&self, vm: VmId, max_bytes: usize) -> Result<String> {
+        self.host.console(vm, max_bytes)
+    }
+
+    async fn usage(&self, vm: VmId) -> Result<Usage> {
+        self.host.usage(vm)
+    }
+}

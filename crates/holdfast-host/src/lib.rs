@@ -16,4 +16,5 @@ pub mod host;
 pub mod net;
 pub mod process;
 pub mod registry;
+pub mod snapshot;
 pub mod statedir;

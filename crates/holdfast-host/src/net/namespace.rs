@@ -43,22 +43,6 @@ pub(crate) fn open(vm: VmId) -> Result<OwnedFd> {
     Err(error(io::Error::from(io::ErrorKind::NotFound)))
 }
 
-/// VMs, of whatever instance, that have a namespace.
-pub(crate) fn list() -> io::Result<Vec<VmId>> {
-    let entries = match fs::read_dir(DIR) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let mut vms = Vec::new();
-    for entry in entries {
-        let name = entry?.file_name();
-        vms.extend(
-            name.to_string_lossy().strip_prefix("hf-").and_then(|id| id.parse::<VmId>().ok()),
-        );
-    }
-    Ok(vms)
-}
-
 /// Runs `work` on a thread of its own inside the namespace.
 pub(crate) async fn run<T: Send + 'static>(
     namespace: &Arc<OwnedFd>,

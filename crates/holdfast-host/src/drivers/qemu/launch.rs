@@ -29,6 +29,8 @@ use crate::{
 
 /// There while a start is not complete. A VMM found with it is not adopted but started anew.
 const STARTING: &str = "starting";
+/// Name of the anonymous file that holds the memory of a VM that was booted.
+pub(super) const MEMORY_NAME: &str = "holdfast-memory";
 
 impl QemuDriver {
     pub(super) async fn launch(&self, vm: VmId, from: &StartFrom) -> Result<()> {
@@ -46,10 +48,7 @@ impl QemuDriver {
         File::create(dir.file(STARTING)).map_err(io)?;
         let started = match from {
             StartFrom::Boot => self.boot(&dir, &spec).await,
-            StartFrom::Snapshot(path) => Err(DriverError::Snapshot {
-                path: path.display().to_string(),
-                why: "not yet".to_owned(),
-            }),
+            StartFrom::Snapshot(path) => self.restore(&dir, &spec, path).await,
         };
         if started.is_err() {
             // Nothing half started stays behind; the first error is the one that matters.
@@ -130,10 +129,10 @@ impl QemuDriver {
 }
 
 /// Memory that exists as long as the VMM does and has no name to be left behind.
-fn fresh_memory(spec: &VmSpec) -> Result<OwnedFd> {
+pub(super) fn fresh_memory(spec: &VmSpec) -> Result<OwnedFd> {
     let io = |source: io::Error| DriverError::io("making the guest's memory", source);
     let file =
-        File::from(memfd_create("holdfast-mem", MemfdFlags::CLOEXEC).map_err(|e| io(e.into()))?);
+        File::from(memfd_create(MEMORY_NAME, MemfdFlags::CLOEXEC).map_err(|e| io(e.into()))?);
     file.set_len(u64::from(spec.memory_mib) << 20).map_err(io)?;
     Ok(file.into())
 }

@@ -3,9 +3,10 @@
 mod command;
 mod launch;
 mod qmp;
+mod snapshot;
 mod tsc;
 
-use std::{net::Ipv4Addr, path::Path, time::Duration};
+use std::{net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use holdfast_core::VmId;
@@ -30,17 +31,43 @@ const QMP_DEADLINE: Duration = Duration::from_secs(5);
 pub struct QemuDriver {
     host: Host,
     accel: Accel,
+    snapshots: tokio::sync::Mutex<Vec<Arc<snapshot::Verified>>>,
+    version: tokio::sync::OnceCell<String>,
 }
 
 impl QemuDriver {
     /// Opens the host's state directory; needs a runtime.
     pub fn open(config: HostConfig) -> Result<Self> {
-        Ok(Self { host: Host::open(config)?, accel: Accel::Tcg })
+        Ok(Self {
+            host: Host::open(config)?,
+            accel: Accel::Tcg,
+            snapshots: tokio::sync::Mutex::default(),
+            version: tokio::sync::OnceCell::new(),
+        })
     }
 
     /// The host it runs VMs on.
     pub fn host(&self) -> &Host {
         &self.host
+    }
+
+    /// QEMU's version, such as `QEMU 7.2.22`.
+    async fn version(&self) -> Result<&str> {
+        let ask = || async {
+            let program = &self.host.config().qemu;
+            let missing = |why: String| DriverError::Missing {
+                program: program.display().to_string(),
+                remedy: format!("{why}; on Debian run `apt-get install qemu-system-x86`"),
+            };
+            let output = tokio::process::Command::new(program).arg("--version").output().await;
+            let output = output.map_err(|error| missing(error.to_string()))?;
+            let text = String::from_utf8_lossy(&output.stdout);
+            // QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)
+            let number = text.split_whitespace().nth(3);
+            let number = number.ok_or_else(|| missing("it does not say its version".to_owned()))?;
+            Ok(format!("QEMU {number}"))
+        };
+        self.version.get_or_try_init(ask).await.map(String::as_str)
     }
 
     async fn qmp(&self, vm: VmId) -> Result<Qmp> {
@@ -110,8 +137,8 @@ impl Driver for QemuDriver {
     }
 
     async fn snapshot(&self, vm: VmId, dest: &Path) -> Result<()> {
-        let _ = (vm, dest);
-        Err(DriverError::Unsupported { driver: "qemu", operation: "snapshot" })
+        let _lock = self.host.lock(vm).await;
+        self.take_snapshot(vm, dest).await
     }
 
     async fn stop(&self, vm: VmId, how: Stop) -> Result<()> {

@@ -34,5 +34,5 @@ pub use config::{ControlConfig, OnIdle};
 pub use control::{Control, ImageSource, Parts};
 pub use create::{CreateRequest, NewSignIn};
 pub use error::ControlError;
-pub use stream::{Attached, GuestPort, guest_error};
+pub use stream::{Attached, GuestPort, RouteWatch, guest_error};
 pub use sweep::SweepReport;

@@ -7,10 +7,17 @@ use std::{
 };
 
 use holdfast_control::ControlConfig;
+use holdfast_core::provider::{self, Catalog};
 use holdfast_host::driver::EgressPolicy;
 use serde::{Deserialize, Serialize};
 
-use crate::webhook::WebhookConfig;
+use crate::{ServerError, webhook::WebhookConfig};
+
+/// Name of [`Config::address_file`].
+pub(crate) const ADDRESS_FILE: &str = "address";
+
+/// Longer than anything sensible, and short enough for every calculation with times.
+const LONGEST: Duration = Duration::from_hours(24 * 3650);
 
 /// Configuration of a server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,6 +63,16 @@ pub enum DriverChoice {
     Sim,
 }
 
+/// What happens to a session that nobody returned to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnIdle {
+    /// It ends.
+    End,
+    /// It is put away, and comes back when its page is opened again.
+    Hibernate,
+}
+
 /// Lifetimes of sessions. Durations are written like `90s`, `30m`, `12h`, `7days`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -72,6 +89,15 @@ pub struct SessionConfig {
     /// How long an ended session answers 410 with its reason.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
+    /// What happens to a session that nobody returned to: `end`, or `hibernate`.
+    pub on_idle: OnIdle,
+    /// How long a hibernated session is kept.
+    #[serde(with = "humantime_serde")]
+    pub keep_hibernated: Duration,
+    /// Time between checkpoints of a session in use, from which it is brought back when its machine
+    /// dies; `0s` takes none.
+    #[serde(with = "humantime_serde")]
+    pub checkpoint_interval: Duration,
     /// How long sealed credentials that nobody fetches are kept.
     #[serde(with = "humantime_serde")]
     pub keep_credentials: Duration,
@@ -100,6 +126,10 @@ pub struct VmConfig {
     pub memory_budget_mib: u64,
     /// VMs that boot at once; 0 means one more than there are processors.
     pub max_starting: usize,
+    /// Machines kept ready for the next sessions, at least. They take memory.
+    pub pool_min: usize,
+    /// Machines kept ready at most: as many as sessions were asked for in the last minutes.
+    pub pool_max: usize,
     /// First of the user ids that VMMs run under; each VM gets one of its own.
     pub uid_base: u32,
     /// Network that host-side addresses of VMs are taken from.
@@ -145,6 +175,9 @@ impl Default for SessionConfig {
             grace: control.grace,
             max_lifetime: control.max_lifetime,
             retention: control.retention,
+            on_idle: OnIdle::End,
+            keep_hibernated: control.keep_hibernated,
+            checkpoint_interval: control.checkpoint_interval,
             keep_credentials: control.keep_credentials,
             boot_deadline: control.boot_deadline,
         }
@@ -162,6 +195,8 @@ impl Default for VmConfig {
             max_vms: 0,
             memory_budget_mib: 0,
             max_starting: 0,
+            pool_min: 0,
+            pool_max: 0,
             uid_base: 200_000,
             address_range: "10.213.0.0/16".to_owned(),
         }
@@ -191,7 +226,83 @@ impl Config {
 
     /// The file that holds the administrator's access token.
     pub fn token_file(&self) -> PathBuf {
-        self.state_dir.join("admin-token")
+        self.state_dir.join(crate::auth::ADMIN_TOKEN_FILE)
+    }
+
+    /// The file that tells commands on this machine where the running server listens.
+    pub fn address_file(&self) -> PathBuf {
+        self.state_dir.join(ADDRESS_FILE)
+    }
+
+    /// The configuration as TOML.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string_pretty(self)
+    }
+
+    /// Reads a configuration from TOML.
+    pub fn from_toml(text: &str) -> Result<Self, toml::de::Error> {
+        toml::from_str(text)
+    }
+
+    /// The providers that ship, and those of the configured directory.
+    pub fn providers(&self) -> Result<Catalog, ServerError> {
+        let refuse = |why: String| ServerError::Config { key: "providers_dir", why };
+        let mut catalog = Catalog::shipped().map_err(|error| refuse(error.to_string()))?;
+        if self.providers_dir.as_os_str().is_empty() {
+            return Ok(catalog);
+        }
+        let dir = self.providers_dir.display();
+        let entries = std::fs::read_dir(&self.providers_dir)
+            .map_err(|error| refuse(format!("{dir}: {error}")))?;
+        let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        files.retain(|path| path.extension().is_some_and(|e| e == "toml"));
+        files.sort();
+        for path in files {
+            let named = |why: &dyn std::fmt::Display| refuse(format!("{}: {why}", path.display()));
+            let text = std::fs::read_to_string(&path).map_err(|error| named(&error))?;
+            catalog.add(provider::parse(&text).map_err(|error| named(&error))?);
+        }
+        Ok(catalog)
+    }
+
+    /// Refuses values that cannot work, before anything is touched.
+    pub fn check(&self) -> Result<(), ServerError> {
+        let refuse = |key, why: &str| Err(ServerError::Config { key, why: why.to_owned() });
+        let (session, vm) = (&self.session, &self.vm);
+        if session.lease < Duration::from_secs(15) {
+            // Pages send a heartbeat every 10 s.
+            return refuse("session.lease", "a lease has at least 15 seconds");
+        }
+        for (key, value) in [
+            ("session.max_lifetime", session.max_lifetime),
+            ("session.boot_deadline", session.boot_deadline),
+        ] {
+            if value < Duration::from_secs(1) {
+                return refuse(key, "it has at least one second");
+            }
+        }
+        if [session.lease, session.grace, session.max_lifetime, session.retention]
+            .iter()
+            .any(|value| *value > LONGEST)
+        {
+            return refuse("session", "no duration may be longer than ten years");
+        }
+        if !(256..=65_536).contains(&vm.memory_mib) {
+            return refuse("vm.memory_mib", "memory is 256 to 65536 MiB");
+        }
+        if vm.max_memory_mib < vm.memory_mib || vm.max_memory_mib > 65_536 {
+            return refuse("vm.max_memory_mib", "it is at least vm.memory_mib, and at most 65536");
+        }
+        if !(1..=32).contains(&vm.vcpus) {
+            return refuse("vm.vcpus", "a VM has 1 to 32 processors");
+        }
+        if vm.max_vcpus < vm.vcpus || vm.max_vcpus > 32 {
+            return refuse("vm.max_vcpus", "it is at least vm.vcpus, and at most 32");
+        }
+        if !(512..=1_048_576).contains(&vm.disk_mib) {
+            return refuse("vm.disk_mib", "a disk has 512 to 1048576 MiB");
+        }
+        Ok(())
     }
 
     /// What control needs of it, for a host with these means.
@@ -212,6 +323,17 @@ impl Config {
             retention: self.session.retention,
             boot_deadline: self.session.boot_deadline,
             keep_credentials: self.session.keep_credentials,
+            on_idle: match self.session.on_idle {
+                OnIdle::End => holdfast_control::OnIdle::End,
+                OnIdle::Hibernate => holdfast_control::OnIdle::Hibernate,
+            },
+            keep_hibernated: self.session.keep_hibernated,
+            checkpoint_interval: self.session.checkpoint_interval,
+            snapshot_dir: self.state_dir.join("snapshots"),
+            pool_min: self.vm.pool_min,
+            pool_max: self.vm.pool_max,
+            pool_memory_mib: self.vm.memory_mib,
+            pool_vcpus: self.vm.vcpus,
             max_vms,
             max_starting: if self.vm.max_starting == 0 { cpus + 1 } else { self.vm.max_starting },
             memory_budget_mib: budget,
@@ -231,7 +353,12 @@ fn default_state_dir() -> PathBuf {
     if let Some(dir) = env_path("HOLDFAST_STATE_DIR") {
         return dir;
     }
-    PathBuf::from("/var/lib/holdfast")
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/var/lib/holdfast");
+    }
+    env_path("XDG_STATE_HOME")
+        .or_else(|| env_path("HOME").map(|dir| dir.join(".local/state")))
+        .map_or_else(|| PathBuf::from("/var/lib/holdfast"), |dir| dir.join("holdfast"))
 }
 
 /// Where images and downloads are kept unless told otherwise.

@@ -49,11 +49,18 @@ pub struct WebhookConfig {
 
 /// Whether a webhook may go to this address; otherwise why not.
 pub fn check(url: &str, config: &WebhookConfig) -> Result<(), String> {
-    let uri: Uri = url.parse().map_err(|_| "A webhook needs an http or https address.".to_owned())?;
+    let uri: Uri =
+        url.parse().map_err(|_| "A webhook needs an http or https address.".to_owned())?;
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let web = matches!(uri.scheme_str(), Some("http" | "https"));
-    if url.len() > 2048 || !web || host.is_empty() || uri.authority().is_some_and(|a| a.as_str().contains('@')) {
-        return Err("A webhook needs an http or https address of at most 2,048 characters.".to_owned());
+    if url.len() > 2048
+        || !web
+        || host.is_empty()
+        || uri.authority().is_some_and(|a| a.as_str().contains('@'))
+    {
+        return Err(
+            "A webhook needs an http or https address of at most 2,048 characters.".to_owned()
+        );
     }
     let private = host.parse::<IpAddr>().is_ok_and(|ip| !is_public(ip)) || host == "localhost";
     if private && !config.allowed_hosts.iter().any(|known| known == host) {
@@ -136,11 +143,19 @@ pub(crate) async fn deliver_loop(state: AppState) {
         let store = state.control.store();
         // While the store cannot be read, others say so; here it is only tried again.
         let Ok(due) = store.due_deliveries(Timestamp::now(), 16).await else { continue };
-        futures::future::join_all(due.into_iter().map(|d| attempt(&client, store.as_ref(), &config, d))).await;
+        futures::future::join_all(
+            due.into_iter().map(|d| attempt(&client, store.as_ref(), &config, d)),
+        )
+        .await;
     }
 }
 
-async fn attempt(client: &HttpClient, store: &dyn Store, config: &WebhookConfig, mut delivery: Delivery) {
+async fn attempt(
+    client: &HttpClient,
+    store: &dyn Store,
+    config: &WebhookConfig,
+    mut delivery: Delivery,
+) {
     let sent = match check(&delivery.url, config) {
         Ok(()) => tokio::time::timeout(DEADLINE, send(client, &delivery))
             .await
@@ -163,7 +178,10 @@ async fn attempt(client: &HttpClient, store: &dyn Store, config: &WebhookConfig,
     }
     metrics::counter!("holdfast_webhook_attempts_total", "taken" => delivery.delivered_at.is_some().to_string()).increment(1);
     if let Err(error) = store.update_delivery(delivery).await {
-        tracing::warn!(error = &error as &dyn std::error::Error, "a delivery's progress could not be written; it may be repeated");
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "a delivery's progress could not be written; it may be repeated"
+        );
     }
 }
 
@@ -227,7 +245,8 @@ mod tests {
             .expect("base64");
         let mut mac = Hmac::<Sha256>::new_from_slice(&key).expect("any length");
         mac.update(b"00000000-0000-0000-0000-000000000000.1614265330.{\"test\": 2432232314}");
-        let expected = base64::engine::general_purpose::STANDARD.encode(mac.finalize().into_bytes());
+        let expected =
+            base64::engine::general_purpose::STANDARD.encode(mac.finalize().into_bytes());
         assert_eq!(signature(&delivery, 1_614_265_330), format!("v1,{expected}"));
     }
 
@@ -235,8 +254,16 @@ mod tests {
     fn private_addresses_are_refused_unless_admitted() {
         let none = WebhookConfig::default();
         for bad in [
-            "http://127.0.0.1/", "http://localhost:1/", "http://10.0.0.1/", "http://[::1]/", "http://169.254.169.254/",
-            "http://[::ffff:10.0.0.1]/", "http://0.0.0.0/", "ftp://example.org/", "http://user@example.org/", "x",
+            "http://127.0.0.1/",
+            "http://localhost:1/",
+            "http://10.0.0.1/",
+            "http://[::1]/",
+            "http://169.254.169.254/",
+            "http://[::ffff:10.0.0.1]/",
+            "http://0.0.0.0/",
+            "ftp://example.org/",
+            "http://user@example.org/",
+            "x",
         ] {
             assert!(check(bad, &none).is_err(), "{bad}");
         }

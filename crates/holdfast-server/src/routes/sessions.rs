@@ -1,5 +1,7 @@
 //! Sessions: create, list, read, end, heartbeat, their VM, commands and console.
 
+use std::time::Duration;
+
 use axum::{
     Json as JsonAnswer,
     extract::{Query, State},
@@ -88,9 +90,8 @@ fn check(state: &AppState, asked: CreateSession) -> ApiResult<(SessionSpec, Prov
     if name.chars().count() > 100 || name.chars().any(char::is_control) {
         return Err(ApiError::invalid("name", "A name has at most 100 printable characters."));
     }
-    let screen = asked
-        .screen
-        .map_or(Screen::DEFAULT, |s| Screen { width: s.width, height: s.height });
+    let screen =
+        asked.screen.map_or(Screen::DEFAULT, |s| Screen { width: s.width, height: s.height });
     if !screen.is_valid() {
         return Err(ApiError::invalid(
             "screen",
@@ -175,7 +176,9 @@ pub(crate) async fn list(
         })?);
     }
     let owner = if who.admin { None } else { Some(who.owner) };
-    let filter = SessionFilter { owner, states, limit: Some(LIST_LIMIT) };
+    // Names are compared after reading, so a limit before would lose matches.
+    let limit = query.owner.is_none().then_some(LIST_LIMIT);
+    let filter = SessionFilter { owner, states, limit };
     let found = state.control.list(filter).await?;
     let mut sessions = Vec::with_capacity(found.len());
     for session in &found {
@@ -293,7 +296,7 @@ pub(crate) async fn exec(
     if !value.stdin.as_ref().is_none_or(is_base64) {
         return Err(ApiError::invalid("stdin", "Standard input has to be base64."));
     }
-    let (agent, _attached) = state.control.agent(id).await?;
+    let (agent, attached) = state.control.agent(id).await?;
     let request = ExecRequest {
         command: value.command,
         env: Vec::new(),
@@ -302,10 +305,27 @@ pub(crate) async fn exec(
         timeout_ms,
         root: value.root,
     };
-    let answer = agent.exec(&request).await.map_err(|error| match error {
-        GuestError::Refused { status: 400, message } => ApiError::invalid("command", message),
-        other => guest_error(&other).into(),
-    })?;
+    let mut route = attached.watch();
+    let answer = tokio::select! {
+        answer = agent.exec(&request) => answer,
+        state_now = route.ended() => return Err(interrupted(state_now)),
+        () = state.stop.cancelled() => {
+            return Err(ApiError::unavailable("The server is restarting; the command goes on without it."));
+        }
+    };
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(GuestError::Refused { status: 400, message }) => {
+            return Err(ApiError::invalid("command", message));
+        }
+        Err(other) => {
+            // A machine that is taken down closes its connections first.
+            return match tokio::time::timeout(Duration::from_secs(1), route.ended()).await {
+                Ok(state_now) => Err(interrupted(state_now)),
+                Err(_) => Err(guest_error(&other).into()),
+            };
+        }
+    };
     Ok(JsonAnswer(api::ExecResult {
         exit_code: answer.exit_code,
         stdout: answer.stdout,
@@ -313,6 +333,18 @@ pub(crate) async fn exec(
         truncated: answer.truncated,
         timed_out: answer.timed_out,
     }))
+}
+
+fn interrupted(state: SessionState) -> ApiError {
+    match state {
+        SessionState::Ending | SessionState::Ended => {
+            ApiError::gone(None, "The session ended while the command was running.")
+        }
+        state => ApiError::new(
+            Code::Conflict,
+            format!("The session is {state}: its machine went away while the command was running."),
+        ),
+    }
 }
 
 /// The end of the serial console of the session's machine.

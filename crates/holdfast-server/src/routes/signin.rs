@@ -39,8 +39,12 @@ pub(super) async fn wanted(
     let Some(tool) = &provider.tool else {
         return match (recipient, hook) {
             (None, None) => Ok(None),
-            (Some(_), _) => Err(ApiError::invalid("recipient", "A plain desktop has no credentials to seal.")),
-            (None, Some(_)) => Err(ApiError::invalid("webhook", "A plain desktop has no sign-in to announce.")),
+            (Some(_), _) => {
+                Err(ApiError::invalid("recipient", "A plain desktop has no credentials to seal."))
+            }
+            (None, Some(_)) => {
+                Err(ApiError::invalid("webhook", "A plain desktop has no sign-in to announce."))
+            }
         };
     };
     let mut recipients = Vec::new();
@@ -115,7 +119,8 @@ pub(crate) async fn oauth_url(
     if sign_in.is_done() && sign_in.outcome != Some(SignInOutcome::Succeeded) {
         let why = sign_in.why.unwrap_or_else(|| "The tool ended.".to_owned());
         let output = sign_in.output.trim();
-        let shown = if output.is_empty() { why } else { format!("{why} Its last output: {output}") };
+        let shown =
+            if output.is_empty() { why } else { format!("{why} Its last output: {output}") };
         return Err(ApiError::new(Code::ToolFailed, shown));
     }
     if let Some(url) = sign_in.url {
@@ -206,7 +211,8 @@ pub(crate) async fn credentials(
             let name = format!("attachment; filename=\"{}.age\"", live.session.spec.provider);
             let mut response = sealed.ciphertext.into_response();
             let headers = response.headers_mut();
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+            headers
+                .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
             if let Ok(value) = HeaderValue::from_str(&name) {
                 headers.insert(header::CONTENT_DISPOSITION, value);
@@ -221,9 +227,10 @@ pub(crate) async fn credentials(
             };
             Err(ApiError::gone(Some(reason), error))
         }
-        Taken::Never => {
-            Err(ApiError::new(Code::Conflict, "There are no credentials: the sign-in has not succeeded."))
-        }
+        Taken::Never => Err(ApiError::new(
+            Code::Conflict,
+            "There are no credentials: the sign-in has not succeeded.",
+        )),
     }
 }
 
@@ -234,8 +241,7 @@ pub(crate) async fn owner_key(
     State(state): State<AppState>,
     who: Principal,
 ) -> ApiResult<JsonAnswer<api::OwnerKey>> {
-    let recipient =
-        state.control.store().owner_key(who.owner).await.map_err(ControlError::from)?;
+    let recipient = state.control.store().owner_key(who.owner).await.map_err(ControlError::from)?;
     Ok(JsonAnswer(api::OwnerKey { recipient }))
 }
 
@@ -283,7 +289,8 @@ fn convert(sign_in: SignIn, sealed: Option<SealedInfo>) -> api::SignIn {
                 .into_iter()
                 .map(|file| api::SealedFile { path: file.path, size: file.size, mode: file.mode })
                 .collect(),
-            fetched: info.fetched_at.is_some() || info.expires_at <= holdfast_core::Timestamp::now(),
+            fetched: info.fetched_at.is_some()
+                || info.expires_at <= holdfast_core::Timestamp::now(),
             expires_at: info.expires_at,
         }),
     }

@@ -94,7 +94,7 @@ impl TempPostgres {
         command
             .args(["-c", KEEPER, "keeper", &postgres, "-D", &data, "-k", &socket])
             // No network, no waiting for disks: only the tests of SQLite are about durability.
-            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=60"]);
+            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=300"]);
         self.keeper = Some(keep(command));
         let ready = self.home.path().join("data/postmaster.pid");
         self.wait(|| {

@@ -292,8 +292,10 @@ fn make_home(account: Option<Account>) -> TempDir {
     home
 }
 
-/// Starts a keeper.
+/// Starts a keeper, in a process group of its own: a runner that gives up on a test kills the test's
+/// whole group, and the keeper has to be there afterwards to clean up.
 fn keep(mut command: Command) -> Child {
+    command.process_group(0);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().expect("sh can be started")
 }

@@ -63,10 +63,12 @@ pub trait Store: Send + Sync + 'static {
     /// transition that the tables of core do not allow is [`StoreError::Transition`].
     async fn apply(&self, change: Change) -> Result<Change>;
 
-    /// Appends events to a session's timeline.
+    /// Appends events to a session's timeline. [`StoreError::NotFound`] when there is no such session.
     async fn append_events(&self, session: SessionId, events: Vec<EventBody>) -> Result<()>;
 
-    /// Events of one session with a number above `after`, oldest first, at most `limit`.
+    /// Events of one session with a number above `after`, oldest first, at most `limit`. Within a
+    /// session an event never appears after one with a higher number, so a reader that goes on from
+    /// the last number it saw misses none.
     async fn events(&self, session: SessionId, after: i64, limit: u32) -> Result<Vec<Event>>;
 
     /// Extends leases in one transaction. A lease never gets shorter and no generation changes, so
@@ -74,6 +76,7 @@ pub trait Store: Send + Sync + 'static {
     async fn touch_leases(&self, touches: Vec<LeaseTouch>) -> Result<()>;
 
     /// Forgets sessions that ended before `before`, with their VMs, events and keys. Answers how many.
+    /// A session with a VM that is not gone is kept.
     async fn purge_ended(&self, before: Timestamp) -> Result<u64>;
 
     /// The sign-in of a session.

@@ -63,7 +63,8 @@ impl Target {
             why: format!("{error}; expected `postgres://user:password@host:5432/database`"),
         })?;
         let pooled = flagged || options.get_port() == POOLER_PORT;
-        let options = options.application_name("holdfast");
+        // PgBouncer refuses a connection that asks for digits of floats; there are no floats.
+        let options = options.application_name("holdfast").extra_float_digits(None);
         let options = if pooled { options.statement_cache_capacity(0) } else { options };
         Ok(Self { options, pooled })
     }

@@ -46,6 +46,12 @@ struct SqliteBackend {
 
 /// Opens the file, makes it when there is none, and brings its schema up to date.
 pub(crate) async fn open(url: &str) -> Result<Arc<dyn Store>> {
+    let backend = connect(url)?;
+    migrate::run(backend.write().await?, MIGRATIONS).await?;
+    Ok(Arc::new(SqlStore::new(backend)))
+}
+
+fn connect(url: &str) -> Result<SqliteBackend> {
     let options = parse(url)?;
     let in_memory = is_in_memory(url);
     if !in_memory {
@@ -64,9 +70,7 @@ pub(crate) async fn open(url: &str) -> Result<Arc<dyn Store>> {
     };
     let writer = pool(1);
     let readers = if in_memory { writer.clone() } else { pool(READERS) };
-    let backend = SqliteBackend { options, writer, readers };
-    migrate::run(backend.write().await?, MIGRATIONS).await?;
-    Ok(Arc::new(SqlStore::new(backend)))
+    Ok(SqliteBackend { options, writer, readers })
 }
 
 fn parse(url: &str) -> Result<SqliteConnectOptions> {
@@ -161,3 +165,25 @@ fn without_schema(sql: &str) -> String {
 }
 
 sqlx_link!(Sqlite, SqliteRow, without_schema);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What durability and integrity rest on; a power cut cannot be tested here.
+    #[tokio::test]
+    async fn connections_are_durable_and_check_keys() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let url = format!("sqlite:{}/test.db", dir.path().display());
+        let backend = connect(&url).expect("opened");
+        for (pragma, expected) in
+            [("journal_mode", "wal"), ("synchronous", "2"), ("foreign_keys", "1")]
+        {
+            let mut link = backend.write().await.expect("begun");
+            let sql = format!("SELECT CAST({pragma} AS TEXT) AS v FROM pragma_{pragma}");
+            let row = link.fetch_optional(&sql, args![]).await.expect("read").expect("a row");
+            let value = crate::sql::Row::text(&row, "pragma", "v").expect("text");
+            assert_eq!(value.as_deref(), Some(expected), "{pragma}");
+        }
+    }
+}

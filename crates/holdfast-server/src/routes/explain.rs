@@ -102,7 +102,10 @@ fn summary(
 ) -> String {
     let session = &live.session;
     if session.state == SessionState::Ended {
-        let why = session.detail.as_deref().or(session.end_reason.map(holdfast_core::EndReason::sentence));
+        let why = session
+            .detail
+            .as_deref()
+            .or(session.end_reason.map(holdfast_core::EndReason::sentence));
         return format!("It ended. {}", why.unwrap_or_default()).trim_end().to_owned();
     }
     let lease = session.lease_expires_at;

@@ -46,12 +46,12 @@ struct SqliteBackend {
 
 /// Opens the file, makes it when there is none, and brings its schema up to date.
 pub(crate) async fn open(url: &str) -> Result<Arc<dyn Store>> {
-    let backend = connect(url)?;
+    let backend = connect(url).await?;
     migrate::run(backend.write().await?, MIGRATIONS).await?;
     Ok(Arc::new(SqlStore::new(backend)))
 }
 
-fn connect(url: &str) -> Result<SqliteBackend> {
+async fn connect(url: &str) -> Result<SqliteBackend> {
     let options = parse(url)?;
     let in_memory = is_in_memory(url);
     if !in_memory {
@@ -175,7 +175,7 @@ mod tests {
     async fn connections_are_durable_and_check_keys() {
         let dir = tempfile::tempdir().expect("a directory");
         let url = format!("sqlite:{}/test.db", dir.path().display());
-        let backend = connect(&url).expect("opened");
+        let backend = connect(&url).await.expect("opened");
         for (pragma, expected) in
             [("journal_mode", "wal"), ("synchronous", "2"), ("foreign_keys", "1")]
         {

@@ -37,7 +37,7 @@ async fn odd_requests_are_answered_with_problems() {
         ("GET", "/api/sessions?nonsense=1", "", Code::BadRequest),
         ("POST", "/api/sessions", "{", Code::BadRequest),
         ("POST", "/api/sessions", "\u{0}", Code::BadRequest),
-        ("POST", "/api/sessions", deep.as_str(), Code::BadRequest),
+        ("POST", "/api/sessions", deep.as_str(), Code::Invalid),
         ("POST", "/api/sessions", "{\"memoryMib\":1e999}", Code::BadRequest),
         ("POST", "/api/sessions", "{\"name\":\"\\ud800\"}", Code::BadRequest),
         ("POST", "/api/sessions", "{\"memoryMib\":18446744073709551616}", Code::Invalid),

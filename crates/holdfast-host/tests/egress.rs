@@ -155,6 +155,15 @@ struct Vm {
     table: String,
 }
 
+/// The namespaces of VMs are seen by the whole machine, also when the test fails.
+impl Drop for Vm {
+    fn drop(&mut self) {
+        let name = format!("hf-{}", self.spec.vm);
+        let _ = Command::new("ip").args(["netns", "delete", &name]).output();
+        let _ = std::fs::remove_file(format!("/run/netns/{name}"));
+    }
+}
+
 async fn vm(host: &Host, policy: EgressPolicy) -> Vm {
     let id = VmId::from_uuid(uuid::Uuid::now_v7());
     let spec = VmSpec {
@@ -231,8 +240,8 @@ async fn inside_the_host() {
     assert!(refused.to_string().contains("port 81"), "{refused}");
 
     // A guest that lies about its address says nothing at all.
-    ip(&format!("-n {} address add 172.30.0.3/32 dev eth0", open.guest.0));
-    ip(&format!("-n {} route replace default via 172.30.0.1 src 172.30.0.3", open.guest.0));
+    ip(&format!("-n {} address add 10.213.9.9/32 dev eth0", open.guest.0));
+    ip(&format!("-n {} route replace default via 172.30.0.1 src 10.213.9.9", open.guest.0));
     assert_eq!(reachable(&open.guest.0, &targets(&open, &narrow)), [""; 0]);
     ip(&format!("-n {} route replace default via 172.30.0.1 src 172.30.0.2", open.guest.0));
 

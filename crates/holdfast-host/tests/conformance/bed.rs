@@ -90,6 +90,26 @@ impl QemuBed {
     }
 }
 
+/// A test that failed leaves its VMs; they go with the bed.
+impl Drop for QemuBed {
+    fn drop(&mut self) {
+        let config = self.config();
+        let sweep = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(async {
+                let driver = QemuDriver::open(config).unwrap();
+                for left in driver.list().await.unwrap() {
+                    driver.destroy(left.vm).await.unwrap();
+                }
+            });
+        });
+        // Dropped while a test unwinds: a second failure would hide the first.
+        if sweep.join().is_err() {
+            eprintln!("some VMs of this test could not be removed");
+        }
+    }
+}
+
 impl Bed for QemuBed {
     fn new() -> Self {
         assert!(

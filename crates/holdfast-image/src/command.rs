@@ -37,6 +37,7 @@ programs! {
     TAR = "tar" in "tar";
     ZSTD = "zstd" in "zstd";
     MKE2FS = "mke2fs" in "e2fsprogs";
+    DEBUGFS = "debugfs" in "e2fsprogs";
     SETPRIV = "setpriv" in "util-linux";
     UNSHARE = "unshare" in "util-linux";
 }
@@ -176,6 +177,7 @@ fn says_offline(line: &str) -> bool {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
 mod tests {
     use super::{Program, Run, TAR, require};
     use crate::{ImageError, Silent};

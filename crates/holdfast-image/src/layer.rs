@@ -4,6 +4,8 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -22,7 +24,14 @@ pub(crate) struct Description {
     /// Bytes of all files when unpacked.
     pub unpacked_bytes: u64,
     /// Versions of packages.
+    #[serde(default)]
     pub versions: BTreeMap<String, String>,
+    /// Versions of tools.
+    #[serde(default)]
+    pub tools: BTreeMap<String, String>,
+    /// Release of the kernel.
+    #[serde(default)]
+    pub kernel: String,
 }
 
 /// A layer that is there.
@@ -57,23 +66,64 @@ impl Layer {
         Ok(Self { path, description })
     }
 
+    /// Removes every layer for which `unwanted` says so of its directory's name, `<name>-<key>`;
+    /// answers how many bytes that freed.
+    pub(crate) fn remove(cache: &Path, unwanted: impl Fn(&str) -> bool) -> Result<u64> {
+        let layers = cache.join("layers");
+        let what = || format!("removing layers from {}", layers.display());
+        let entries = match fs::read_dir(&layers) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            entries => entries.doing(what)?,
+        };
+        let mut freed = 0;
+        for entry in entries {
+            let path = entry.doing(what)?.path();
+            if path.file_name().and_then(|file| file.to_str()).is_some_and(&unwanted) {
+                freed += disk_bytes(&path).doing(what)?;
+                fs::remove_dir_all(&path).doing(what)?;
+            }
+        }
+        Ok(freed)
+    }
+
     /// Its archive.
     pub(crate) fn archive(&self) -> PathBuf {
         self.path.join(ARCHIVE)
     }
 }
 
-fn location(cache: &Path, name: &str, key: &str) -> PathBuf {
-    // 128 bits of the key are enough to tell layers apart, and bearable in a listing.
-    cache.join("layers").join(format!("{name}-{}", &key[..32]))
+/// Name of a layer's directory: 128 bits of the key are enough to tell layers apart, and bearable in
+/// a listing.
+pub(crate) fn directory_name(name: &str, key: &str) -> String {
+    format!("{name}-{}", &key[..32])
 }
 
-/// Syncs the files directly in a directory, and the directory.
+fn location(cache: &Path, name: &str, key: &str) -> PathBuf {
+    cache.join("layers").join(directory_name(name, key))
+}
+
+/// Bytes on disk of all that is below a directory.
+pub(crate) fn disk_bytes(directory: &Path) -> io::Result<u64> {
+    let mut total = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        total += metadata.blocks() * 512;
+        if metadata.is_dir() {
+            total += disk_bytes(&entry.path())?;
+        }
+    }
+    Ok(total)
+}
+
+/// Syncs what is in a directory, and the directory.
 pub(crate) fn sync_tree(directory: &Path) -> Result<()> {
     let what = || format!("syncing {}", directory.display());
     for entry in fs::read_dir(directory).doing(what)? {
         let path = entry.doing(what)?.path();
-        if path.is_file() {
+        if path.is_dir() {
+            sync_tree(&path)?;
+        } else {
             File::open(&path).and_then(|file| file.sync_all()).doing(what)?;
         }
     }

@@ -10,7 +10,10 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 
 use crate::{
-    FileEntry, ImageError, Manifest, Progress, Result, Stage, digest, error::IoContext as _, layer,
+    FileEntry, ImageError, Manifest, Progress, Result, Stage, base, digest,
+    error::IoContext as _,
+    layer::{self, Layer},
+    system, tools,
 };
 
 const MANIFEST: &str = "manifest.json";
@@ -106,17 +109,39 @@ impl Library {
             if is_current {
                 fs::remove_file(self.images().join(CURRENT))?;
             }
-            // Out of the library in one step; what is left of it after a crash is cleared away by
-            // the next build.
+            // Out of the library in one step; what is left of it after a crash, or by an interrupted
+            // build before, is cleared away.
+            self.clear_building()?;
             let building = self.building();
             fs::create_dir_all(&building)?;
             let leaving = building.join(format!("removed-{digest}"));
             fs::rename(self.path(&digest), &leaving)?;
-            fs::remove_dir_all(leaving)
+            fs::remove_dir_all(leaving)?;
+            fs::remove_dir(building)
         };
         remove().doing(|| format!("removing image {digest}"))?;
         drop(lock);
         Ok(manifest)
+    }
+
+    /// Removes the layers that no image of the library was made from, and what an interrupted build
+    /// left; answers how many bytes that freed.
+    pub fn prune(&self) -> Result<u64> {
+        let _lock = self.lock(&crate::Silent)?;
+        let building = self.building();
+        let what = || format!("removing {}", building.display());
+        let left = if building.exists() { layer::disk_bytes(&building).doing(what)? } else { 0 };
+        self.clear_building().doing(what)?;
+        let mut used = Vec::new();
+        for manifest in self.list()? {
+            // With a manifest that cannot be read nobody knows what is unused.
+            let inputs = manifest?.inputs;
+            used.push(layer::directory_name(system::NAME, &system::key(&inputs)));
+            used.push(layer::directory_name(base::NAME, &inputs.base));
+            used.extend(inputs.tools.map(|key| layer::directory_name(tools::NAME, &key)));
+        }
+        let unused = |directory: &str| !used.iter().any(|name| name == directory);
+        Ok(left + Layer::remove(&self.cache, unused)?)
     }
 
     /// Hashes every file of an image and compares it with the manifest.
@@ -175,6 +200,14 @@ impl Library {
         self.cache.join("building")
     }
 
+    /// Removes what an interrupted build left. Only for the holder of the lock.
+    pub(crate) fn clear_building(&self) -> io::Result<()> {
+        match fs::remove_dir_all(self.building()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn contains(&self, digest: &str) -> bool {
         self.path(digest).join(MANIFEST).is_file()
     }
@@ -193,9 +226,7 @@ impl Library {
     pub(crate) fn point_current(&self, _: &Lock, digest: &str) -> Result<()> {
         let link = self.images().join(CURRENT);
         let point = || -> io::Result<()> {
-            let building = self.building();
-            fs::create_dir_all(&building)?;
-            let new = building.join(CURRENT);
+            let new = self.images().join(".current.new");
             if fs::symlink_metadata(&new).is_ok() {
                 fs::remove_file(&new)?;
             }

@@ -155,7 +155,8 @@ impl Ladder {
                     Rung::ProbeAgain
                 }
             }
-            // A desktop that answers can be worked with: nothing that loses state is done about it.
+            // A desktop that answers means that the user can still work: nothing that loses state
+            // is done about it.
             Finding::AgentSilent { desktop_answers: true }
             | Finding::Healthy
             | Finding::Unknown(_) => Rung::ProbeAgain,

@@ -297,7 +297,11 @@ async fn probe(config: &Config, name: &'static str) -> Check {
         Err(_) => failed(format!("nothing was printed within {} s", PROBE_DEADLINE.as_secs())),
         Ok(probe) => {
             let speed = if probe.accelerated { "with" } else { "without" };
-            let version = probe.version.map(|version| format!("{version}: ")).unwrap_or_default();
+            let version = probe
+                .version
+                .filter(|version| !probe.evidence.contains(version.as_str()))
+                .map(|version| format!("{version}: "))
+                .unwrap_or_default();
             let detail = format!(
                 "{version}{} ({speed} hardware virtualisation)",
                 probe.evidence.trim_end_matches('.')

@@ -5,7 +5,7 @@ use axum::{Json as JsonAnswer, extract::State};
 use holdfast_api::{self as api, Problem};
 use holdfast_control::Live;
 use holdfast_core::{
-    SessionState, Timestamp,
+    EndReason, SessionState, Timestamp,
     plan::{Machine, ProcessSeen, Step, plan},
 };
 use holdfast_host::driver::{Observed, Process};
@@ -102,10 +102,7 @@ fn summary(
 ) -> String {
     let session = &live.session;
     if session.state == SessionState::Ended {
-        let why = session
-            .detail
-            .as_deref()
-            .or(session.end_reason.map(holdfast_core::EndReason::sentence));
+        let why = session.detail.as_deref().or(session.end_reason.map(EndReason::sentence));
         return format!("It ended. {}", why.unwrap_or_default()).trim_end().to_owned();
     }
     let lease = session.lease_expires_at;

@@ -10,6 +10,8 @@ use holdfast_control::ControlConfig;
 use holdfast_host::driver::EgressPolicy;
 use serde::{Deserialize, Serialize};
 
+use crate::webhook::WebhookConfig;
+
 /// Configuration of a server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -34,6 +36,10 @@ pub struct Config {
     pub vm: VmConfig,
     /// What guests may reach.
     pub egress: EgressConfig,
+    /// A directory of providers (`*.toml`) besides those that ship; not read when empty.
+    pub providers_dir: PathBuf,
+    /// Where webhooks may go.
+    pub webhooks: WebhookConfig,
 }
 
 /// Which driver runs VMs.
@@ -66,6 +72,9 @@ pub struct SessionConfig {
     /// How long an ended session answers 410 with its reason.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
+    /// How long sealed credentials that nobody fetches are kept.
+    #[serde(with = "humantime_serde")]
+    pub keep_credentials: Duration,
     /// Deadline from switching a VM on until its desktop can be used.
     #[serde(with = "humantime_serde")]
     pub boot_deadline: Duration,
@@ -122,6 +131,8 @@ impl Default for Config {
             session: SessionConfig::default(),
             vm: VmConfig::default(),
             egress: EgressConfig::default(),
+            providers_dir: PathBuf::new(),
+            webhooks: WebhookConfig::default(),
         }
     }
 }
@@ -134,6 +145,7 @@ impl Default for SessionConfig {
             grace: control.grace,
             max_lifetime: control.max_lifetime,
             retention: control.retention,
+            keep_credentials: control.keep_credentials,
             boot_deadline: control.boot_deadline,
         }
     }
@@ -199,6 +211,7 @@ impl Config {
             max_lifetime: self.session.max_lifetime,
             retention: self.session.retention,
             boot_deadline: self.session.boot_deadline,
+            keep_credentials: self.session.keep_credentials,
             max_vms,
             max_starting: if self.vm.max_starting == 0 { cpus + 1 } else { self.vm.max_starting },
             memory_budget_mib: budget,

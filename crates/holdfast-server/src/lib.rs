@@ -18,6 +18,7 @@ mod problem;
 mod routes;
 mod serve;
 mod state;
+pub mod webhook;
 mod wiring;
 
 pub use config::Config;

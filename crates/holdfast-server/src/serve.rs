@@ -68,6 +68,7 @@ impl Server {
     /// Serves until `stop` is cancelled. No session is ended by that.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ServerError> {
         let takeover = tokio::spawn(take_over(self.state.clone()));
+        let deliveries = tokio::spawn(crate::webhook::deliver_loop(self.state.clone()));
         let state = self.state.clone();
         let app = router(self.state.clone());
         // Frames of a desktop are small and wanted at once.
@@ -89,6 +90,7 @@ impl Server {
         };
         state.stop.cancel();
         takeover.abort();
+        deliveries.abort();
         state.control.stop().await;
         served.map_err(ServerError::Http)
     }
@@ -116,6 +118,7 @@ pub fn router(state: AppState) -> Router {
     let document = document.to_json().unwrap_or_default();
     let aliases = Router::new()
         .route("/api/auth/session/{id}/vm", get(routes::sessions::vm))
+        .route("/api/vm/auth/session/{id}/oauth-url", get(routes::signin::oauth_url))
         .route(
             "/api/auth/session/{id}/heartbeat",
             axum::routing::post(routes::sessions::heartbeat),

@@ -3,4 +3,5 @@
 pub(crate) mod events;
 pub(crate) mod meta;
 pub(crate) mod sessions;
+pub(crate) mod signin;
 pub(crate) mod streams;

@@ -16,10 +16,7 @@ pub(crate) const RUN: &[Package] = &[
     ("nftables", "egress rules of VMs"),
     ("e2fsprogs", "disks of VMs"),
     ("mmdebstrap", "builds the image"),
-    ("cpio", "builds the image"),
-    ("kmod", "builds the image"),
     ("zstd", "builds the image"),
-    ("lz4", "unpacks the image's kernel"),
 ];
 
 /// What the tests take besides.

@@ -11,11 +11,12 @@ use uuid::Uuid;
 
 use crate::fixture;
 
-/// Addresses that stand for places outside: a private network, the cloud's metadata service, and
-/// one reserved for documentation that stands for the internet.
+/// A private network, the cloud's metadata service, and a private address that the policy opens.
 const PRIVATE: &str = "192.168.213.1";
 const METADATA: &str = "169.254.169.254";
-const PUBLIC: &str = "198.51.100.7";
+const OPENED: &str = "198.51.100.7";
+/// A public address by its number (RFC 7535: it answers nobody); here it leads to the namespace.
+const PUBLIC: &str = "192.31.196.7";
 
 /// A namespace with a web server at the addresses above, reached over a veth pair.
 struct Outside {
@@ -46,13 +47,13 @@ impl Outside {
         ip(&["link", "add", &near, "type", "veth", "peer", "name", &far, "netns", &namespace])?;
         ip(&["address", "add", "198.51.100.1/24", "dev", &near])?;
         ip(&["link", "set", &near, "up"])?;
-        within(&["address", "add", &format!("{PUBLIC}/24"), "dev", &far])?;
+        within(&["address", "add", &format!("{OPENED}/24"), "dev", &far])?;
         within(&["link", "set", &far, "up"])?;
         within(&["link", "set", "lo", "up"])?;
         within(&["route", "add", "default", "via", "198.51.100.1"])?;
-        for address in [PRIVATE, METADATA] {
+        for address in [PRIVATE, METADATA, PUBLIC] {
             within(&["address", "add", &format!("{address}/32"), "dev", "lo"])?;
-            ip(&["route", "add", &format!("{address}/32"), "via", PUBLIC])?;
+            ip(&["route", "add", &format!("{address}/32"), "via", OPENED])?;
         }
         Ok(outside)
     }
@@ -102,7 +103,8 @@ async fn a_guest_reaches_what_its_policy_says() -> Result<()> {
     let outside = Outside::make()?;
     let opened = Page::serve("opened").await?;
     let closed = Page::serve("closed").await?;
-    let config = format!("[egress]\nhost_ports = [{}]", opened.port);
+    let config =
+        format!("[egress]\nhost_ports = [{}]\nprivate_networks = [\"{OPENED}/32\"]", opened.port);
     let server = ServerProcess::start(Options { config, ..Default::default() }).await?;
     let api = server.api()?;
     let (first, second) =
@@ -111,10 +113,10 @@ async fn a_guest_reaches_what_its_policy_says() -> Result<()> {
     let other = api.vm(second.id).await?.vm_ip.context("no address")?.to_string();
 
     // From here all of them can be reached: what follows is the rules' doing.
-    for address in [PRIVATE, METADATA, PUBLIC] {
+    for address in [PRIVATE, METADATA, OPENED, PUBLIC] {
         ensure!(here(address, Outside::PORT)?, "{address} cannot even be reached from the host");
     }
-    let reached = [("172.30.0.1", opened.port), (PUBLIC, Outside::PORT)];
+    let reached = [("172.30.0.1", opened.port), (OPENED, Outside::PORT), (PUBLIC, Outside::PORT)];
     for (address, port) in reached {
         ensure!(guest(&api, first.id, address, port).await?, "{address}:{port} is not reached");
     }

@@ -342,3 +342,111 @@ pub struct Check {
     /// What was seen.
     pub detail: String,
 }
+
+/// Body of `POST /api/tokens`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CreateToken {
+    /// Name of the owner, made when there is none; 1 to 100 characters.
+    pub owner: String,
+    /// A label for people; the owner's name when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// It may do everything for every owner.
+    #[serde(default)]
+    pub admin: bool,
+    /// Days until it stops working, 1 to 3650; for ever when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in_days: Option<u32>,
+}
+
+/// An access token, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Token {
+    /// Its public id.
+    pub id: Uuid,
+    /// Name of its owner.
+    pub owner: String,
+    /// A label for people.
+    pub name: String,
+    /// It may do everything for every owner.
+    pub admin: bool,
+    /// When it was made.
+    #[schema(value_type = String, format = DateTime)]
+    pub created_at: Timestamp,
+    /// When it stops working.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub expires_at: Option<Timestamp>,
+    /// When it was revoked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// Answer to `POST /api/tokens`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NewToken {
+    /// The token itself; shown here and never again.
+    pub secret: String,
+    /// What is kept of it.
+    pub token: Token,
+}
+
+/// Answer to `GET /api/tokens`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TokenList {
+    /// Newest first.
+    pub tokens: Vec<Token>,
+}
+
+/// Why a session is alive or dead, with the evidence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// The verdict in one or two sentences.
+    pub summary: String,
+    /// The session's record.
+    pub session: Session,
+    /// Its VM's record.
+    pub vm: Vm,
+    /// What its host holds of the VM now; absent where this server does not drive it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineSeen>,
+    /// What protects it.
+    pub lease: Lease,
+    /// Attempts at starting its VM since it was last ready.
+    pub attempts: u32,
+    /// How often the session's record was written.
+    pub generation: i64,
+    /// The last events, oldest first.
+    pub events: Vec<Event>,
+}
+
+/// What a host holds of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MachineSeen {
+    /// Its process, as a sentence.
+    pub process: String,
+    /// Its state directory exists; absent where that is unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub directory: Option<bool>,
+    /// Its network exists; absent where that is unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<bool>,
+}
+
+/// What protects a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Lease {
+    /// Somebody is attached.
+    pub live: bool,
+    /// Until when the last heartbeat protects.
+    #[schema(value_type = String, format = DateTime)]
+    pub expires_at: Timestamp,
+    /// Streams open now.
+    pub streams: usize,
+}

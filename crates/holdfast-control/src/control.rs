@@ -9,7 +9,7 @@ use holdfast_core::{
     Actor, EndReason, Event, Generation, HostId, OwnerId, Session, SessionId, SessionSpec,
     SessionState, Timestamp, Vm, VmId, VmState,
 };
-use holdfast_host::driver::{Driver, ImageRef};
+use holdfast_host::driver::{Driver, ImageRef, Observed};
 use holdfast_store::{Change, IdempotencyKey, NewSession, SessionFilter, Store, StoreError};
 use tokio::sync::{broadcast, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -257,10 +257,7 @@ impl Control {
         let Some(entry) = self.inner.board.get(id) else {
             return match self.find(id).await? {
                 Some(live) if live.session.state.is_final() => Ok(live),
-                Some(_) => Err(ControlError::State {
-                    state: SessionState::Requested,
-                    why: "its host has not taken it over yet; try again in a moment",
-                }),
+                Some(live) => Err(absent(&live.session)),
                 None => Err(ControlError::NotFound(id)),
             };
         };
@@ -272,7 +269,7 @@ impl Control {
     pub async fn heartbeat(&self, id: SessionId) -> Result<Timestamp, ControlError> {
         let Some(entry) = self.inner.board.get(id) else {
             return match self.find(id).await? {
-                Some(live) => Err(gone(&live.session)),
+                Some(live) => Err(absent(&live.session)),
                 None => Err(ControlError::NotFound(id)),
             };
         };
@@ -294,6 +291,18 @@ impl Control {
         if let Some(entry) = self.inner.board.get(id) {
             entry.wake.notify_one();
         }
+    }
+
+    /// What the machine holds of a session's VM now; `None` where this server does not drive it.
+    pub async fn observe(&self, id: SessionId) -> Option<Result<Observed, ControlError>> {
+        let entry = self.inner.board.get(id)?;
+        let vm = entry.live().vm.id;
+        Some(self.inner.driver.inspect(vm).await.map_err(ControlError::from))
+    }
+
+    /// How many streams are open to a session now.
+    pub fn streams(&self, id: SessionId) -> usize {
+        self.inner.board.get(id).map_or(0, |entry| entry.streams.load(Ordering::Acquire))
     }
 
     /// Limits and durations in force.
@@ -330,6 +339,16 @@ pub(crate) fn gone(session: &Session) -> ControlError {
     ControlError::Gone {
         reason: session.end_reason.unwrap_or(EndReason::Failed),
         at: session.ended_at,
+    }
+}
+
+/// The error for a session that no actor of this server drives: it ended, or it lives and was not
+/// taken over (yet). A session that lives is never called gone.
+pub(crate) fn absent(session: &Session) -> ControlError {
+    if matches!(session.state, SessionState::Ending | SessionState::Ended) {
+        gone(session)
+    } else {
+        ControlError::Elsewhere(session.id)
     }
 }
 

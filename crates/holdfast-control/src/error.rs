@@ -18,6 +18,9 @@ pub enum ControlError {
         /// When, where it is over already.
         at: Option<Timestamp>,
     },
+    /// The session lives, but this server does not drive it: it was not taken over yet.
+    #[error("session {0} is not driven by this server (yet)")]
+    Elsewhere(SessionId),
     /// The session's state does not allow it.
     #[error("the session is {state}: {why}")]
     State {

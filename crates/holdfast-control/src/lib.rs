@@ -28,5 +28,5 @@ pub use clock::Clock;
 pub use config::ControlConfig;
 pub use control::{Control, CreateRequest, ImageSource, Parts};
 pub use error::ControlError;
-pub use stream::{Attached, GuestPort, guest_error};
+pub use stream::{Attached, GuestPort, RouteWatch, guest_error};
 pub use sweep::SweepReport;

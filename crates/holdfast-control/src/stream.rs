@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::{
     Control, ControlError, Route,
     board::Entry,
-    control::{Inner, gone},
+    control::{Inner, absent, gone},
     records::chain,
 };
 
@@ -57,6 +57,24 @@ impl Attached {
         self.opened_on
     }
 
+    /// Follows whether the stream may go on.
+    pub fn watch(&self) -> RouteWatch {
+        RouteWatch {
+            entry: Arc::clone(&self.entry),
+            opened_on: self.opened_on,
+            route: self.route.clone(),
+        }
+    }
+}
+
+/// Says when a stream has to end.
+pub struct RouteWatch {
+    entry: Arc<Entry>,
+    opened_on: Route,
+    route: watch::Receiver<Option<Route>>,
+}
+
+impl RouteWatch {
     /// Waits until the stream has to end, and says where the session stands then.
     pub async fn ended(&mut self) -> SessionState {
         let opened_on = self.opened_on;
@@ -102,7 +120,7 @@ impl Control {
         match self.inner().board.get(id) {
             Some(entry) => Ok(self.inner().driver.console(entry.live().vm.id, max_bytes).await?),
             None => match self.find(id).await? {
-                Some(live) => Err(gone(&live.session)),
+                Some(live) => Err(absent(&live.session)),
                 None => Err(ControlError::NotFound(id)),
             },
         }
@@ -112,7 +130,7 @@ impl Control {
         let inner = self.inner();
         let Some(entry) = inner.board.get(id) else {
             return match self.find(id).await? {
-                Some(live) => Err(gone(&live.session)),
+                Some(live) => Err(absent(&live.session)),
                 None => Err(ControlError::NotFound(id)),
             };
         };

@@ -145,8 +145,6 @@ impl Ladder {
                     Rung::ProbeAgain
                 }
             }
-            // The user can still work: nothing that loses state is done about it.
-            Finding::AgentSilent { desktop_answers: true } => Rung::ProbeAgain,
             Finding::AgentSilent { desktop_answers: false } => {
                 if self.resumes == 0 {
                     self.resumes += 1;
@@ -157,7 +155,11 @@ impl Ladder {
                     Rung::ProbeAgain
                 }
             }
-            Finding::Healthy | Finding::Unknown(_) => Rung::ProbeAgain,
+            // A desktop that answers means that the user can still work: nothing that loses state
+            // is done about it.
+            Finding::AgentSilent { desktop_answers: true }
+            | Finding::Healthy
+            | Finding::Unknown(_) => Rung::ProbeAgain,
         }
     }
 

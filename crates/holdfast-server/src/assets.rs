@@ -4,7 +4,7 @@ use axum::{
     extract::{Request, State},
     response::{IntoResponse, Response},
 };
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use rust_embed::RustEmbed;
 
 use crate::{auth, problem::ApiError, state::AppState};
@@ -29,27 +29,33 @@ pub(crate) async fn serve(State(state): State<AppState>, request: Request) -> Re
         if let Some(visit) = auth::visit(&state, request.headers(), query).await {
             return visit;
         }
-        return file("index.html");
+        return file("index.html", request.headers());
     }
-    file(&path)
+    file(&path, request.headers())
 }
 
-fn file(path: &str) -> Response {
+fn file(path: &str, asked: &HeaderMap) -> Response {
     let Some(asset) = Dashboard::get(path) else {
-        if path == "index.html" {
-            return (
-                StatusCode::NOT_FOUND,
-                "The dashboard was not built into this binary: run `npm ci && npm run build` in web/ and build again.\n",
-            )
-                .into_response();
-        }
-        return ApiError::new(holdfast_api::Code::NotFound, "There is no such path.").into_response();
+        let text = if path == "index.html" {
+            "The dashboard was not built into this binary: run `npm ci && npm run build` in web/ and build again. The API works."
+        } else {
+            "There is no such path."
+        };
+        return ApiError::new(holdfast_api::Code::NotFound, text).into_response();
     };
     let kind = mime_guess::from_path(path).first_or_octet_stream();
     let etag = format!("\"{}\"", crate::extract::hex(&asset.metadata.sha256_hash()[..12]));
     // Vite puts a digest of the content into the names of everything below assets/.
-    let caching =
-        if path.starts_with("assets/") { "public, max-age=31536000, immutable" } else { "no-cache" };
+    let caching = if path.starts_with("assets/") {
+        "public, max-age=31536000, immutable"
+    } else {
+        "no-cache"
+    };
+    let known =
+        asked.get(header::IF_NONE_MATCH).is_some_and(|tag| tag.as_bytes() == etag.as_bytes());
+    if known {
+        return (StatusCode::NOT_MODIFIED, [(header::ETAG, etag)]).into_response();
+    }
     let mut response = asset.data.into_owned().into_response();
     let headers = response.headers_mut();
     let mut set = |name, value: &str| {

@@ -6,12 +6,8 @@
 
 use std::{
     collections::HashMap,
-    fs,
-    io::Write as _,
     net::IpAddr,
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
-    path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -22,15 +18,21 @@ use axum::{
 };
 use holdfast_api::Code;
 use holdfast_core::{OwnerId, Timestamp};
-use holdfast_store::{NewToken, Store};
+use holdfast_store::{NewToken, Store, TokenRecord};
 use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use crate::{ServerError, extract::hex, problem::ApiError, state::AppState};
+use crate::{
+    Config, ServerError, extract::hex, problem::ApiError, state::AppState, state_dir::StateDir,
+};
 
 /// Name of the owner that the first token belongs to.
 pub const ADMIN_OWNER: &str = "admin";
+/// File of the state directory that holds the first token in clear.
+pub const ADMIN_TOKEN_FILE: &str = "admin-token";
+/// A file that holds less than this is no token but damage.
+const SHORTEST_TOKEN: usize = 20;
 /// How long a token that was found valid is trusted without asking the store again; also the longest
 /// time that a revoked one goes on working.
 const TRUST: Duration = Duration::from_secs(5);
@@ -53,22 +55,44 @@ pub struct Principal {
 /// Tokens that were found valid lately.
 #[derive(Default)]
 pub struct TokenCache {
-    known: Mutex<HashMap<String, (Principal, Instant)>>,
+    known: Mutex<HashMap<String, Known>>,
+}
+
+struct Known {
+    who: Principal,
+    token: Uuid,
+    checked_at: Instant,
+    expires_at: Option<Timestamp>,
 }
 
 impl TokenCache {
     fn get(&self, sha256: &str, trust: Duration) -> Option<Principal> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(sha256).filter(|(_, at)| at.elapsed() < trust).map(|(who, _)| who.clone())
+        known
+            .get(sha256)
+            .filter(|known| known.checked_at.elapsed() < trust)
+            .filter(|known| known.expires_at.is_none_or(|at| Timestamp::now() < at))
+            .map(|known| known.who.clone())
     }
 
-    fn put(&self, sha256: String, who: Principal) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.insert(sha256, (who, Instant::now()));
+    fn put(&self, sha256: String, token: &TokenRecord, who: Principal) {
+        let known = Known {
+            who,
+            token: token.id,
+            checked_at: Instant::now(),
+            expires_at: token.expires_at,
+        };
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(sha256, known);
     }
 
     fn forget(&self, sha256: &str) {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(sha256);
+    }
+
+    /// Forgets a token that was revoked, so that it stops working at once.
+    pub(crate) fn revoked(&self, token: Uuid) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, known| known.token != token);
     }
 }
 
@@ -84,46 +108,47 @@ pub fn new_token() -> Result<String, ServerError> {
     Ok(format!("hf_{}", hex(&bytes)))
 }
 
-/// Reads the administrator's token, or makes one; the store knows it afterwards.
-pub async fn ensure_admin_token(store: &dyn Store, file: &Path) -> Result<String, ServerError> {
-    let failed =
-        |source| ServerError::StateDir { path: file.to_path_buf(), source };
-    let token = match fs::read_to_string(file) {
-        Ok(text) if text.trim().len() >= 20 => text.trim().to_owned(),
-        Ok(_) | Err(_) => {
-            let token = new_token()?;
-            let mut out = fs::OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(file)
-                .map_err(failed)?;
-            out.set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
-            writeln!(out, "{token}").and_then(|()| out.sync_all()).map_err(failed)?;
-            token
+/// Reads the administrator's token, or makes one.
+pub(crate) fn admin_token(dir: &StateDir) -> Result<String, ServerError> {
+    if let Some(text) = dir.read(ADMIN_TOKEN_FILE)? {
+        let token = text.trim();
+        if token.len() >= SHORTEST_TOKEN && token.bytes().all(|b| b.is_ascii_graphic()) {
+            return Ok(token.to_owned());
         }
-    };
-    let now = Timestamp::now();
-    let sha256 = token_sha256(&token);
-    if store.token_by_hash(&sha256, now).await?.is_none() {
-        let owner = store.ensure_owner(ADMIN_OWNER, now).await?;
-        let token = NewToken {
-            id: Uuid::now_v7(),
-            owner,
-            name: "first administrator".to_owned(),
-            sha256,
-            admin: true,
-            created_at: now,
-            expires_at: None,
-        };
-        store.create_token(token).await?;
     }
+    let token = new_token()?;
+    dir.write(ADMIN_TOKEN_FILE, &format!("{token}\n"))?;
     Ok(token)
 }
 
+/// Makes the store know the administrator's token.
+pub(crate) async fn register_admin(
+    store: &dyn Store,
+    token: &str,
+) -> Result<(), holdfast_store::StoreError> {
+    let now = Timestamp::now();
+    let sha256 = token_sha256(token);
+    if store.token_by_hash(&sha256, now).await?.is_some() {
+        return Ok(());
+    }
+    let owner = store.ensure_owner(ADMIN_OWNER, now).await?;
+    let token = NewToken {
+        id: Uuid::now_v7(),
+        owner,
+        name: "first administrator".to_owned(),
+        sha256,
+        admin: true,
+        created_at: now,
+        expires_at: None,
+    };
+    store.create_token(token).await.map(|_| ())
+}
+
 /// The principal of a token; `None` when there is no such token.
-pub(crate) async fn principal(state: &AppState, token: &str) -> Result<Option<Principal>, ApiError> {
+pub(crate) async fn principal(
+    state: &AppState,
+    token: &str,
+) -> Result<Option<Principal>, ApiError> {
     let sha256 = token_sha256(token);
     if let Some(who) = state.tokens.get(&sha256, TRUST) {
         return Ok(Some(who));
@@ -134,15 +159,12 @@ pub(crate) async fn principal(state: &AppState, token: &str) -> Result<Option<Pr
             return Ok(None);
         };
         let name = store.owner_name(record.owner).await?.unwrap_or_default();
-        Ok::<_, holdfast_store::StoreError>(Some(Principal {
-            owner: record.owner,
-            name,
-            admin: record.admin,
-        }))
+        let who = Principal { owner: record.owner, name, admin: record.admin };
+        Ok::<_, holdfast_store::StoreError>(Some((record, who)))
     };
     match found.await {
-        Ok(Some(who)) => {
-            state.tokens.put(sha256, who.clone());
+        Ok(Some((record, who))) => {
+            state.tokens.put(sha256, &record, who.clone());
             Ok(Some(who))
         }
         Ok(None) => {
@@ -167,7 +189,9 @@ impl FromRequestParts<AppState> for Principal {
             ));
         };
         principal(state, &token).await?.ok_or_else(|| {
-            refused("This access token is not valid: it was never made, was revoked, or has expired.")
+            refused(
+                "This access token is not valid: it was never made, was revoked, or has expired.",
+            )
         })
     }
 }
@@ -188,8 +212,8 @@ impl FromRequestParts<AppState> for Admin {
 
 fn token_of(headers: &HeaderMap) -> Option<String> {
     if let Some(value) = headers.get(header::AUTHORIZATION) {
-        let value = value.to_str().ok()?;
-        return value.strip_prefix("Bearer ").map(|token| token.trim().to_owned());
+        let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+        return scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned());
     }
     let name = cookie_name(headers);
     headers
@@ -213,50 +237,50 @@ fn cookie_name(headers: &HeaderMap) -> String {
 
 /// The `Set-Cookie` that keeps a token in a browser.
 pub(crate) fn cookie(headers: &HeaderMap, token: &str) -> Option<HeaderValue> {
-    // SameSite=Lax: a link from elsewhere may open a session's page; requests that change
-    // anything are protected by the check of Origin.
+    // SameSite=Strict: a link from elsewhere still opens a session's page, because the page itself
+    // needs no token and what it then asks for comes from this site.
     let name = cookie_name(headers);
     let secure = headers
         .get("x-forwarded-proto")
         .is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"https"));
     let secure = if secure { "; Secure" } else { "" };
-    format!("{name}={token}; Path=/; HttpOnly; SameSite=Lax; Max-Age={COOKIE_SECONDS}{secure}")
+    format!("{name}={token}; Path=/; HttpOnly; SameSite=Strict; Max-Age={COOKIE_SECONDS}{secure}")
         .parse()
         .ok()
 }
 
-/// Refuses requests for another host name, and requests that another web page makes.
+/// Refuses requests for another host name, and requests that another web page makes. Holds for
+/// WebSockets too, which browsers open across sites without asking.
 pub(crate) async fn same_site(
-    State(state): State<AppState>,
+    State(config): State<Arc<Config>>,
     request: Request,
     next: Next,
 ) -> Response {
-    let headers = request.headers();
-    let host = headers
-        .get(header::HOST)
-        .and_then(|h| h.to_str().ok())
-        .or_else(|| request.uri().authority().map(http::uri::Authority::as_str))
-        .unwrap_or_default()
-        .to_owned();
-    if !host_is_allowed(&host, &state.config.allowed_hosts) {
-        return ApiError::new(
-            Code::Forbidden,
-            "This server does not answer for that host name. Add it to allowed_hosts in the configuration.",
-        )
-        .into_response();
+    match check_site(request.headers(), &config.allowed_hosts) {
+        Ok(()) => next.run(request).await,
+        Err(why) => ApiError::new(Code::Forbidden, why).into_response(),
     }
-    if let Some(origin) = headers.get(header::ORIGIN) {
+}
+
+fn check_site(headers: &HeaderMap, allowed: &[String]) -> Result<(), &'static str> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let host = hosts.next().and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if hosts.next().is_some() || !host_is_allowed(host, allowed) {
+        return Err(
+            "This server does not answer for that host name. Add it to allowed_hosts in the configuration.",
+        );
+    }
+    for origin in headers.get_all(header::ORIGIN) {
         let origin = origin.to_str().unwrap_or_default();
         let same = origin
             .strip_prefix("http://")
             .or_else(|| origin.strip_prefix("https://"))
-            .is_some_and(|origin| origin.eq_ignore_ascii_case(&host));
+            .is_some_and(|origin| origin.eq_ignore_ascii_case(host));
         if !same {
-            return ApiError::new(Code::Forbidden, "Requests from other web pages are refused.")
-                .into_response();
+            return Err("Requests from other web pages are refused.");
         }
     }
-    next.run(request).await
+    Ok(())
 }
 
 /// An IP address cannot be rebound, so it is always fine; names have to be known.
@@ -274,11 +298,7 @@ fn host_is_allowed(host: &str, allowed: &[String]) -> bool {
 }
 
 /// Answers `/?token=...`: keeps the token as a cookie and leads to the same page without it.
-pub(crate) async fn visit(
-    state: &AppState,
-    headers: &HeaderMap,
-    query: &str,
-) -> Option<Response> {
+pub(crate) async fn visit(state: &AppState, headers: &HeaderMap, query: &str) -> Option<Response> {
     let mut rest = Vec::new();
     let mut token = None;
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -304,9 +324,14 @@ mod tests {
     #[test]
     fn only_known_names_are_answered_for() {
         let allowed = ["desk.example".to_owned()];
-        for good in
-            ["127.0.0.1:7070", "localhost", "localhost:1", "[::1]:7070", "DESK.example:443", "10.0.0.8"]
-        {
+        for good in [
+            "127.0.0.1:7070",
+            "localhost",
+            "localhost:1",
+            "[::1]:7070",
+            "DESK.example:443",
+            "10.0.0.8",
+        ] {
             assert!(host_is_allowed(good, &allowed), "{good}");
         }
         for bad in ["", "evil.example", "localhost.evil.example", "127.0.0.1.nip.io:7070"] {

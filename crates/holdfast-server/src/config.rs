@@ -10,6 +10,14 @@ use holdfast_control::ControlConfig;
 use holdfast_host::driver::EgressPolicy;
 use serde::{Deserialize, Serialize};
 
+use crate::ServerError;
+
+/// Name of [`Config::address_file`].
+pub(crate) const ADDRESS_FILE: &str = "address";
+
+/// Longer than anything sensible, and short enough for every calculation with times.
+const LONGEST: Duration = Duration::from_hours(24 * 3650);
+
 /// Configuration of a server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -179,7 +187,62 @@ impl Config {
 
     /// The file that holds the administrator's access token.
     pub fn token_file(&self) -> PathBuf {
-        self.state_dir.join("admin-token")
+        self.state_dir.join(crate::auth::ADMIN_TOKEN_FILE)
+    }
+
+    /// The file that tells commands on this machine where the running server listens.
+    pub fn address_file(&self) -> PathBuf {
+        self.state_dir.join(ADDRESS_FILE)
+    }
+
+    /// The configuration as TOML.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string_pretty(self)
+    }
+
+    /// Reads a configuration from TOML.
+    pub fn from_toml(text: &str) -> Result<Self, toml::de::Error> {
+        toml::from_str(text)
+    }
+
+    /// Refuses values that cannot work, before anything is touched.
+    pub fn check(&self) -> Result<(), ServerError> {
+        let refuse = |key, why: &str| Err(ServerError::Config { key, why: why.to_owned() });
+        let (session, vm) = (&self.session, &self.vm);
+        if session.lease < Duration::from_secs(15) {
+            // Pages send a heartbeat every 10 s.
+            return refuse("session.lease", "a lease has at least 15 seconds");
+        }
+        for (key, value) in [
+            ("session.max_lifetime", session.max_lifetime),
+            ("session.boot_deadline", session.boot_deadline),
+        ] {
+            if value < Duration::from_secs(1) {
+                return refuse(key, "it has at least one second");
+            }
+        }
+        if [session.lease, session.grace, session.max_lifetime, session.retention]
+            .iter()
+            .any(|value| *value > LONGEST)
+        {
+            return refuse("session", "no duration may be longer than ten years");
+        }
+        if !(256..=65_536).contains(&vm.memory_mib) {
+            return refuse("vm.memory_mib", "memory is 256 to 65536 MiB");
+        }
+        if vm.max_memory_mib < vm.memory_mib || vm.max_memory_mib > 65_536 {
+            return refuse("vm.max_memory_mib", "it is at least vm.memory_mib, and at most 65536");
+        }
+        if !(1..=32).contains(&vm.vcpus) {
+            return refuse("vm.vcpus", "a VM has 1 to 32 processors");
+        }
+        if vm.max_vcpus < vm.vcpus || vm.max_vcpus > 32 {
+            return refuse("vm.max_vcpus", "it is at least vm.vcpus, and at most 32");
+        }
+        if !(512..=1_048_576).contains(&vm.disk_mib) {
+            return refuse("vm.disk_mib", "a disk has 512 to 1048576 MiB");
+        }
+        Ok(())
     }
 
     /// What control needs of it, for a host with these means.
@@ -218,7 +281,12 @@ fn default_state_dir() -> PathBuf {
     if let Some(dir) = env_path("HOLDFAST_STATE_DIR") {
         return dir;
     }
-    PathBuf::from("/var/lib/holdfast")
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/var/lib/holdfast");
+    }
+    env_path("XDG_STATE_HOME")
+        .or_else(|| env_path("HOME").map(|dir| dir.join(".local/state")))
+        .map_or_else(|| PathBuf::from("/var/lib/holdfast"), |dir| dir.join("holdfast"))
 }
 
 /// Where images and downloads are kept unless told otherwise.

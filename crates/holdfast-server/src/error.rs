@@ -10,7 +10,9 @@ use holdfast_store::StoreError;
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The address is taken or not allowed.
-    #[error("cannot listen on {address}: is another server running? Choose another address with --listen")]
+    #[error(
+        "cannot listen on {address}: is another server running? Choose another address with --listen"
+    )]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -59,4 +61,16 @@ pub enum ServerError {
     /// The listener broke.
     #[error("the HTTP server broke")]
     Http(#[source] io::Error),
+}
+
+/// An error with its sources, as one sentence.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        source = inner.source();
+    }
+    text
 }

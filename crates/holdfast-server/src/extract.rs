@@ -1,6 +1,9 @@
 //! Extractors that answer with problems instead of axum's plain texts.
 
-use axum::extract::{FromRequest, FromRequestParts, Path, Request, rejection::BytesRejection};
+use axum::extract::{
+    FromRequest, FromRequestParts, Path, Request,
+    rejection::{BytesRejection, FailedToBufferBody},
+};
 use bytes::Bytes;
 use holdfast_api::Code;
 use holdfast_core::SessionId;
@@ -25,9 +28,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
             .get(header::CONTENT_TYPE)
             .map(|value| value.to_str().unwrap_or_default().to_ascii_lowercase());
         let body = Bytes::from_request(request, state).await.map_err(|error| match error {
-            BytesRejection::FailedToBufferBody(error)
-                if axum::response::IntoResponse::into_response(error).status() == 413 =>
-            {
+            BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
                 ApiError::new(Code::TooLarge, "The body is too large: at most 64 KiB are accepted.")
             }
             _ => ApiError::new(Code::BadRequest, "The body could not be read."),
@@ -42,8 +43,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
             ));
         }
         let value = serde_json::from_slice(text).map_err(|error| {
-            let code =
-                if error.is_data() { Code::Invalid } else { Code::BadRequest };
+            let code = if error.is_data() { Code::Invalid } else { Code::BadRequest };
             ApiError::new(code, format!("The body is not what was expected: {error}."))
         })?;
         let sha256 = hex(&Sha256::digest(text));

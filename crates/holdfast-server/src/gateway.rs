@@ -1,22 +1,29 @@
 //! The gateway: streams between a user's browser and a guest.
 //!
 //! Each connection is one task that copies both ways, with the other side's pace as its own:
-//! nothing is queued beyond one buffer. A stream that does not answer pings is half-open and ends;
-//! one that does keeps its session's lease alive.
+//! nothing is queued beyond one buffer. The two directions do not wait for each other, so neither a
+//! guest that is paused nor a viewer that went away can hide from the pulse. A stream that does not
+//! answer pings is half-open and ends; one that does keeps its session's lease alive.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use axum::{
     body::Bytes,
     extract::ws::{CloseFrame, Message, WebSocket},
 };
-use futures::{SinkExt as _, StreamExt as _};
+use futures::{Sink, SinkExt as _, Stream, StreamExt as _};
 use holdfast_control::Attached;
 use holdfast_core::SessionState;
 use holdfast_host::driver::GuestStream;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_tungstenite::{WebSocketStream, tungstenite};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{
+    codec::{BytesCodec, FramedWrite},
+    io::ReaderStream,
+    sync::CancellationToken,
+};
 
 /// Size of the buffer from the guest; one WebSocket message holds at most this much.
 const BUFFER: usize = 64 * 1024;
@@ -24,8 +31,12 @@ const BUFFER: usize = 64 * 1024;
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Silence after which the other side is taken for gone: three pings without an answer.
 const SILENCE: Duration = Duration::from_secs(16);
+/// How long a guest may leave its input unread.
+const GUEST_PATIENCE: Duration = Duration::from_secs(60);
 /// Leases are extended at most this often by one stream.
 const LEASE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the last message to a viewer may take.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Why a stream ended: a WebSocket close code and a text.
 type End = (u16, &'static str);
@@ -34,27 +45,61 @@ const GUEST_CLOSED: End = (4502, "the session's machine closed the connection");
 const SERVER_STOPS: End = (1012, "the server is restarting; the session goes on");
 const HALF_OPEN: End = (4408, "no answer to pings");
 
-/// Extends the lease when the other side is heard from, and notices when it is not.
+/// Notices when the other side is not heard from any more.
 struct Pulse {
+    state: Mutex<Beat>,
+}
+
+struct Beat {
     heard_at: Instant,
     extended_at: Option<Instant>,
+    /// Nothing is read from the viewer while the guest does not take what was read before.
+    deaf: bool,
 }
 
 impl Pulse {
     fn new() -> Self {
-        Self { heard_at: Instant::now(), extended_at: None }
+        let beat = Beat { heard_at: Instant::now(), extended_at: None, deaf: false };
+        Self { state: Mutex::new(beat) }
     }
 
-    fn heard(&mut self, attached: &Attached) {
-        self.heard_at = Instant::now();
-        if self.extended_at.is_none_or(|at| at.elapsed() >= LEASE_INTERVAL) {
-            self.extended_at = Some(self.heard_at);
+    fn with<T>(&self, change: impl FnOnce(&mut Beat) -> T) -> T {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The viewer was heard: it is there, so its session is in use.
+    fn heard(&self, attached: &Attached) {
+        let now = Instant::now();
+        let extend = self.with(|beat| {
+            beat.heard_at = now;
+            let due = beat.extended_at.is_none_or(|at| at.elapsed() >= LEASE_INTERVAL);
+            if due {
+                beat.extended_at = Some(now);
+            }
+            due
+        });
+        if extend {
             attached.alive();
         }
     }
 
-    fn is_silent(&self) -> bool {
-        self.heard_at.elapsed() >= SILENCE
+    fn deaf(&self, deaf: bool) {
+        self.with(|beat| {
+            beat.deaf = deaf;
+            beat.heard_at = Instant::now();
+        });
+    }
+
+    /// Waits until the viewer was silent for too long.
+    async fn stops(&self) {
+        loop {
+            let silent_for =
+                self.with(|beat| if beat.deaf { Duration::ZERO } else { beat.heard_at.elapsed() });
+            let Some(left) = SILENCE.checked_sub(silent_for).filter(|left| !left.is_zero()) else {
+                return;
+            };
+            tokio::time::sleep(left).await;
+        }
     }
 }
 
@@ -62,117 +107,111 @@ impl Pulse {
 pub(crate) async fn desktop(
     socket: WebSocket,
     guest: GuestStream,
-    mut attached: Attached,
+    attached: Attached,
     stop: CancellationToken,
 ) {
-    let (mut to_user, mut from_user) = socket.split();
-    let (mut from_guest, mut to_guest) = tokio::io::split(guest);
-    let mut buffer = vec![0_u8; BUFFER];
-    let mut pulse = Pulse::new();
-    let mut pings = tokio::time::interval(PING_INTERVAL);
-    metrics::gauge!("holdfast_open_streams", "kind" => "desktop").increment(1.0);
-    let end: Option<End> = loop {
-        tokio::select! {
-            read = from_guest.read(&mut buffer) => match read {
-                Ok(0) | Err(_) => break Some(GUEST_CLOSED),
-                Ok(n) => {
-                    let message = Message::Binary(Bytes::copy_from_slice(&buffer[..n]));
-                    if to_user.send(message).await.is_err() {
-                        break None;
-                    }
-                }
-            },
-            message = from_user.next() => match message {
-                Some(Ok(Message::Binary(data))) => {
-                    pulse.heard(&attached);
-                    if to_guest.write_all(&data).await.is_err() {
-                        break Some(GUEST_CLOSED);
-                    }
-                }
-                Some(Ok(Message::Close(_)) | Err(_)) | None => break None,
-                Some(Ok(_)) => pulse.heard(&attached),
-            },
-            _ = pings.tick() => {
-                if pulse.is_silent() {
-                    break Some(HALF_OPEN);
-                }
-                if to_user.send(Message::Ping(Bytes::new())).await.is_err() {
-                    break None;
-                }
-            }
-            state = attached.ended() => break Some(route_changed(state)),
-            () = stop.cancelled() => break Some(SERVER_STOPS),
-        }
+    let (from_guest, to_guest) = tokio::io::split(guest);
+    let from_guest =
+        ReaderStream::with_capacity(from_guest, BUFFER).map(|read| read.map(Message::Binary).ok());
+    let to_guest = FramedWrite::new(to_guest, BytesCodec::new());
+    let translate = |message| match message {
+        Message::Binary(data) => Some(data),
+        // RFB knows no text.
+        _ => None,
     };
-    metrics::gauge!("holdfast_open_streams", "kind" => "desktop").decrement(1.0);
-    if let Some((code, reason)) = end {
-        metrics::counter!("holdfast_stream_drops_total", "code" => code.to_string()).increment(1);
-        let frame = CloseFrame { code, reason: reason.into() };
-        let _ = to_user.send(Message::Close(Some(frame))).await;
-    }
+    carry("desktop", socket, (from_guest, to_guest), translate, attached, stop).await;
 }
 
 /// Carries a terminal: messages are passed on as they are.
 pub(crate) async fn terminal(
     socket: WebSocket,
     guest: WebSocketStream<GuestStream>,
-    mut attached: Attached,
+    attached: Attached,
+    stop: CancellationToken,
+) {
+    let (to_guest, from_guest) = guest.split();
+    let from_guest = from_guest.filter_map(async |message| match message {
+        Ok(tungstenite::Message::Binary(data)) => Some(Some(Message::Binary(data))),
+        Ok(tungstenite::Message::Text(text)) => Some(Some(Message::Text(text.as_str().into()))),
+        Ok(tungstenite::Message::Close(_)) | Err(_) => Some(None),
+        Ok(_) => None,
+    });
+    let translate = |message| match message {
+        Message::Binary(data) => Some(tungstenite::Message::Binary(data)),
+        Message::Text(text) => Some(tungstenite::Message::text(text.as_str())),
+        _ => None,
+    };
+    carry("terminal", socket, (from_guest, to_guest), translate, attached, stop).await;
+}
+
+/// Copies both ways until one side ends, the session's route changes, or the server stops.
+async fn carry<T>(
+    kind: &'static str,
+    socket: WebSocket,
+    guest: (impl Stream<Item = Option<Message>>, impl Sink<T> + Unpin),
+    translate: impl Fn(Message) -> Option<T>,
+    attached: Attached,
     stop: CancellationToken,
 ) {
     let (mut to_user, mut from_user) = socket.split();
-    let (mut to_guest, mut from_guest) = guest.split();
-    let mut pulse = Pulse::new();
-    let mut pings = tokio::time::interval(PING_INTERVAL);
-    metrics::gauge!("holdfast_open_streams", "kind" => "terminal").increment(1.0);
-    let end: Option<End> = loop {
-        tokio::select! {
-            message = from_guest.next() => {
-                let message = match message {
-                    Some(Ok(tungstenite::Message::Binary(data))) => Message::Binary(data),
-                    Some(Ok(tungstenite::Message::Text(text))) => {
-                        Message::Text(text.as_str().into())
-                    }
-                    Some(Ok(tungstenite::Message::Close(_)) | Err(_)) | None => {
-                        break Some(GUEST_CLOSED);
-                    }
-                    Some(Ok(_)) => continue,
+    let (from_guest, mut to_guest) = guest;
+    let mut from_guest = std::pin::pin!(from_guest);
+    let pulse = Pulse::new();
+    let mut watch = attached.watch();
+    metrics::gauge!("holdfast_open_streams", "kind" => kind).increment(1.0);
+    let end: Option<End> = {
+        let down = async {
+            let mut pings = tokio::time::interval(PING_INTERVAL);
+            loop {
+                let message = tokio::select! {
+                    message = from_guest.next() => match message.flatten() {
+                        Some(message) => message,
+                        None => return Some(GUEST_CLOSED),
+                    },
+                    _ = pings.tick() => Message::Ping(Bytes::new()),
                 };
                 if to_user.send(message).await.is_err() {
-                    break None;
+                    return None;
                 }
             }
-            message = from_user.next() => {
-                let message = match message {
-                    Some(Ok(Message::Binary(data))) => tungstenite::Message::Binary(data),
-                    Some(Ok(Message::Text(text))) => tungstenite::Message::text(text.as_str()),
-                    Some(Ok(Message::Close(_)) | Err(_)) | None => break None,
-                    Some(Ok(_)) => {
-                        pulse.heard(&attached);
-                        continue;
-                    }
+        };
+        let up = async {
+            loop {
+                let message = match from_user.next().await {
+                    Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
+                    Some(Ok(message)) => message,
                 };
                 pulse.heard(&attached);
-                if to_guest.send(message).await.is_err() {
-                    break Some(GUEST_CLOSED);
+                let Some(message) = translate(message) else { continue };
+                pulse.deaf(true);
+                let sent = tokio::time::timeout(GUEST_PATIENCE, to_guest.send(message)).await;
+                pulse.deaf(false);
+                if !matches!(sent, Ok(Ok(()))) {
+                    return Some(GUEST_CLOSED);
                 }
             }
-            _ = pings.tick() => {
-                if pulse.is_silent() {
-                    break Some(HALF_OPEN);
-                }
-                if to_user.send(Message::Ping(Bytes::new())).await.is_err() {
-                    break None;
-                }
-            }
-            state = attached.ended() => break Some(route_changed(state)),
-            () = stop.cancelled() => break Some(SERVER_STOPS),
+        };
+        tokio::select! {
+            end = down => end,
+            end = up => end,
+            () = pulse.stops() => Some(HALF_OPEN),
+            () = stop.cancelled() => Some(SERVER_STOPS),
+            state = watch.ended() => Some(route_changed(state)),
         }
     };
-    metrics::gauge!("holdfast_open_streams", "kind" => "terminal").decrement(1.0);
-    if let Some((code, reason)) = end {
-        let frame = CloseFrame { code, reason: reason.into() };
-        let _ = to_user.send(Message::Close(Some(frame))).await;
+    metrics::gauge!("holdfast_open_streams", "kind" => kind).decrement(1.0);
+    let Some(mut end) = end else { return };
+    // A machine that is taken down closes its connections first.
+    if end == GUEST_CLOSED
+        && let Ok(state) = tokio::time::timeout(GOODBYE, watch.ended()).await
+    {
+        end = route_changed(state);
     }
+    let (code, reason) = end;
+    metrics::counter!("holdfast_stream_drops_total", "code" => code.to_string()).increment(1);
+    let frame = Message::Close(Some(CloseFrame { code, reason: reason.into() }));
+    // A viewer that takes nothing any more needs no reason.
+    let _ = tokio::time::timeout(GOODBYE, to_user.send(frame)).await;
 }
 
 const fn route_changed(state: SessionState) -> End {

@@ -21,9 +21,12 @@ impl ImageLibrary {
 impl ImageSource for ImageLibrary {
     fn current(&self) -> Result<ImageRef, String> {
         let link = self.images.join("current");
-        let path = link.canonicalize().map_err(|_| {
-            format!("there is none in {}", self.images.display())
-        })?;
+        let path = link
+            .canonicalize()
+            .map_err(|_| format!("there is none in {}", self.images.display()))?;
+        if !path.join("manifest.json").is_file() {
+            return Err(format!("{} is not complete", path.display()));
+        }
         let digest = path
             .file_name()
             .and_then(|name| name.to_str())
@@ -39,6 +42,34 @@ impl ImageSource for ImageLibrary {
             Ok(ImageRef { path, digest: digest.to_owned() })
         } else {
             Err(format!("image {digest} is not in {}", self.images.display()))
+        }
+    }
+}
+
+/// The image of the simulated driver, whose guests boot nothing.
+#[derive(Debug, Clone)]
+pub struct SimulatedImages {
+    image: ImageRef,
+}
+
+impl SimulatedImages {
+    /// Names the image in this cache directory, where nothing has to be.
+    pub fn new(cache_dir: &Path) -> Self {
+        let digest = "0".repeat(64);
+        Self { image: ImageRef { path: cache_dir.join("images").join(&digest), digest } }
+    }
+}
+
+impl ImageSource for SimulatedImages {
+    fn current(&self) -> Result<ImageRef, String> {
+        Ok(self.image.clone())
+    }
+
+    fn by_digest(&self, digest: &str) -> Result<ImageRef, String> {
+        if digest == self.image.digest {
+            Ok(self.image.clone())
+        } else {
+            Err(format!("image {digest} is not simulated"))
         }
     }
 }

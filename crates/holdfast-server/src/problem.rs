@@ -6,6 +6,11 @@ use holdfast_control::ControlError;
 use holdfast_store::StoreError;
 use http::{HeaderValue, StatusCode, header};
 
+tokio::task_local! {
+    /// Names the request that is being answered, in its log and in its problem.
+    pub(crate) static REQUEST_ID: String;
+}
+
 /// An error answer in the making.
 #[derive(Debug)]
 pub struct ApiError {
@@ -46,6 +51,7 @@ impl ApiError {
     /// The code and sentence of a WebSocket's close frame.
     pub(crate) fn close_frame(&self) -> (u16, String) {
         let code = match self.code {
+            Code::Unauthorized => 4401,
             Code::NotFound => 4404,
             Code::Gone => 4410,
             Code::Conflict => 4409,
@@ -69,6 +75,9 @@ impl From<ControlError> for ApiError {
             ControlError::Gone { reason, .. } => {
                 Self::gone(Some(reason.as_str()), reason.sentence())
             }
+            ControlError::Elsewhere(_) => Self::unavailable(
+                "The session is there, but no server drives it now; try again in a moment.",
+            ),
             ControlError::State { state, why } => {
                 Self::new(Code::Conflict, format!("The session is {state}: {why}."))
             }
@@ -115,15 +124,12 @@ impl IntoResponse for ApiError {
             error: self.error,
             reason: self.reason,
             field: self.field,
-            request_id: None,
+            request_id: REQUEST_ID.try_with(Clone::clone).ok(),
             retry_after: self.retry_after,
         };
         let mut response = (status, axum::Json(&problem)).into_response();
         let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(seconds) = problem.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

@@ -1,53 +1,74 @@
-//! One server: its router, its start and its end.
+//! One server: its listener, its start and its end.
+//!
+//! It listens first. Until store, driver and control are there, `/livez` answers, `/readyz` says
+//! what is missing, the API answers 503 and a browser gets a page that loads itself again.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
-
-use axum::{
-    Router,
-    extract::{DefaultBodyLimit, Request},
-    middleware,
-    response::{IntoResponse as _, Response},
-    routing::get,
-    serve::ListenerExt as _,
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
 };
-use holdfast_api::Code;
-use holdfast_control::ImageSource;
-use http::{HeaderName, HeaderValue, header};
+
+use axum::Router;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
-use tower_http::set_header::SetResponseHeaderLayer;
-use tracing::Instrument as _;
-use uuid::Uuid;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{Config, ServerError, assets, auth, openapi, problem::ApiError, routes, state::AppState, wiring};
+use crate::{
+    Config, ServerError, auth,
+    config::ADDRESS_FILE,
+    router,
+    state::AppState,
+    state_dir::StateDir,
+    wiring::{self, Progress, Replaced},
+};
 
-/// Largest body of a request.
-const BODY_LIMIT: usize = 64 * 1024;
-/// How long open answers may take to end when the server stops.
+/// How long open answers and streams may take to end when the server stops.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a client may take to send the head of a request; also how long an idle connection is kept.
+const HEADER_DEADLINE: Duration = Duration::from_secs(60);
+/// Pause after a connection could not be accepted, such as for lack of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the listener serves from: empty until everything is wired.
+#[derive(Clone)]
+pub(crate) struct Boot {
+    pub progress: Progress,
+    pub ready: Arc<OnceLock<(AppState, Router)>>,
+}
 
 /// A server that listens.
 pub struct Server {
-    state: AppState,
+    config: Arc<Config>,
+    replaced: Replaced,
+    dir: StateDir,
     listener: TcpListener,
     address: SocketAddr,
     admin_token: String,
-    _lock: wiring::StateLock,
+    boot: Boot,
 }
 
 impl Server {
-    /// Opens store and driver, takes over the sessions, and listens; port 0 picks a free one.
-    pub async fn start(config: Config, images: Arc<dyn ImageSource>) -> Result<Self, ServerError> {
+    /// Locks the state directory and listens; port 0 picks a free one.
+    pub async fn start(config: Config) -> Result<Self, ServerError> {
+        Self::start_with(config, Replaced::default()).await
+    }
+
+    /// Like [`Server::start`], with some parts given.
+    pub async fn start_with(config: Config, replaced: Replaced) -> Result<Self, ServerError> {
+        config.check()?;
         // Listening first: a taken port is found before anything else is touched.
-        let listener = TcpListener::bind(config.listen)
-            .await
-            .map_err(|source| ServerError::Listen { address: config.listen, source })?;
-        let address = listener
-            .local_addr()
-            .map_err(|source| ServerError::Listen { address: config.listen, source })?;
-        let lock = wiring::lock_state_dir(&config.state_dir)?;
-        let (state, admin_token) = wiring::open(config, images).await?;
-        Ok(Self { state, listener, address, admin_token, _lock: lock })
+        let listen_failed = |source| ServerError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen_failed)?;
+        let address = listener.local_addr().map_err(listen_failed)?;
+        let dir = StateDir::lock(&config.state_dir)?;
+        let admin_token = auth::admin_token(&dir)?;
+        dir.write(ADDRESS_FILE, &format!("{}\n", url_of(address)))?;
+        let boot = Boot { progress: Progress::new(), ready: Arc::default() };
+        Ok(Self { config: Arc::new(config), replaced, dir, listener, address, admin_token, boot })
     }
 
     /// The address it listens on.
@@ -60,122 +81,121 @@ impl Server {
         &self.admin_token
     }
 
-    /// What its handlers share.
-    pub fn state(&self) -> &AppState {
-        &self.state
+    /// The configuration in force.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The address of its dashboard, for a browser on this machine.
+    pub fn url(&self) -> String {
+        url_of(self.address)
     }
 
     /// Serves until `stop` is cancelled. No session is ended by that.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ServerError> {
-        let takeover = tokio::spawn(take_over(self.state.clone()));
-        let state = self.state.clone();
-        let app = router(self.state.clone());
-        // Frames of a desktop are small and wanted at once.
-        let listener = self.listener.tap_io(|io| {
-            let _ = io.set_nodelay(true);
-        });
-        let ended = {
-            let (stop, inner) = (stop.clone(), state.stop.clone());
-            async move {
-                stop.cancelled().await;
-                inner.cancel();
+        let Self { config, replaced, dir, listener, admin_token, boot, .. } = self;
+        let front = router::front(Arc::clone(&config), boot.clone());
+        let closing = CancellationToken::new();
+        let serving = tokio::spawn(accept(listener, front, closing.clone()));
+        let work = async {
+            let state = wiring::open(
+                config,
+                replaced,
+                &dir,
+                &admin_token,
+                &boot.progress,
+                closing.child_token(),
+            )
+            .await?;
+            let inner = router::inner(state.clone());
+            // Set once only: nobody else has this cell for writing.
+            let _ = boot.ready.set((state.clone(), inner));
+            take_over(&state).await;
+            std::future::pending::<Result<(), ServerError>>().await
+        };
+        let ended = tokio::select! {
+            ended = work => ended,
+            () = stop.cancelled() => Ok(()),
+        };
+        closing.cancel();
+        if let Some((state, _)) = boot.ready.get() {
+            state.streams.close();
+            let closed = tokio::time::timeout(STOP_DEADLINE, state.streams.wait()).await;
+            if closed.is_err() {
+                tracing::warn!("some streams did not end in time; their viewers will reconnect");
             }
-        };
-        let serving = axum::serve(listener, app).with_graceful_shutdown(ended).into_future();
-        tokio::pin!(serving);
-        let served = tokio::select! {
-            served = &mut serving => served,
-            () = async { stop.cancelled().await; tokio::time::sleep(STOP_DEADLINE).await } => Ok(()),
-        };
-        state.stop.cancel();
-        takeover.abort();
-        state.control.stop().await;
-        served.map_err(ServerError::Http)
+            state.control.stop().await;
+        }
+        // Commands fall back to the configured address; a leftover would only mislead them.
+        let _ = dir.remove(ADDRESS_FILE);
+        if tokio::time::timeout(STOP_DEADLINE, serving).await.is_err() {
+            tracing::warn!("some answers did not end in time");
+        }
+        ended
     }
 }
 
+fn url_of(address: SocketAddr) -> String {
+    let ip = address.ip();
+    let host = if ip.is_unspecified() { "127.0.0.1".to_owned() } else { ip.to_string() };
+    let host = if host.contains(':') { format!("[{host}]") } else { host };
+    format!("http://{host}:{}", address.port())
+}
+
+/// Accepts connections until told to stop, and waits for answers that are under way.
+async fn accept(listener: TcpListener, app: Router, closing: CancellationToken) {
+    let open = TaskTracker::new();
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER_DEADLINE);
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = closing.cancelled() => break,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        // Frames of a desktop are small and wanted at once.
+        let _ = stream.set_nodelay(true);
+        let service = TowerToHyperService::new(app.clone());
+        let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
+        let closing = closing.clone();
+        open.spawn(async move {
+            let mut connection = std::pin::pin!(connection);
+            let ended = tokio::select! {
+                ended = &mut connection => ended,
+                () = closing.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection broke");
+            }
+        });
+    }
+    drop(listener);
+    open.close();
+    open.wait().await;
+}
+
 /// Adopts the sessions in the store, as soon as it can be read.
-async fn take_over(state: AppState) {
+async fn take_over(state: &AppState) {
     let mut pause = Duration::from_millis(200);
     loop {
         match state.control.start().await {
             Ok(_) => return,
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "sessions could not be taken over yet; trying again");
+                let error = crate::error::chain(&error);
+                tracing::error!(error, "sessions could not be taken over yet; trying again");
             }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(5));
     }
-}
-
-/// Every route of the server.
-pub fn router(state: AppState) -> Router {
-    crate::metrics::handle();
-    let (documented, document) = openapi::documented().split_for_parts();
-    let document = document.to_json().unwrap_or_default();
-    let aliases = Router::new()
-        .route("/api/auth/session/{id}/vm", get(routes::sessions::vm))
-        .route(
-            "/api/auth/session/{id}/heartbeat",
-            axum::routing::post(routes::sessions::heartbeat),
-        );
-    documented
-        .merge(aliases)
-        .route(
-            "/openapi.json",
-            get(move || async move {
-                ([(header::CONTENT_TYPE, "application/json")], document.clone())
-            }),
-        )
-        .route("/api/{*rest}", axum::routing::any(no_such_path))
-        .method_not_allowed_fallback(no_such_method)
-        .fallback(assets::serve)
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(middleware::from_fn_with_state(state.clone(), auth::same_site))
-        .layer(fixed_header("x-content-type-options", "nosniff"))
-        .layer(fixed_header("referrer-policy", "no-referrer"))
-        .layer(middleware::from_fn(traced))
-        .with_state(state)
-}
-
-fn fixed_header(
-    name: &'static str,
-    value: &'static str,
-) -> SetResponseHeaderLayer<HeaderValue> {
-    SetResponseHeaderLayer::overriding(
-        HeaderName::from_static(name),
-        HeaderValue::from_static(value),
-    )
-}
-
-async fn no_such_path() -> Response {
-    ApiError::new(Code::NotFound, "There is no such path; /openapi.json lists them.").into_response()
-}
-
-async fn no_such_method() -> Response {
-    ApiError::new(Code::MethodNotAllowed, "This path does not answer to that method.").into_response()
-}
-
-/// Gives every request an id, logs it, and keeps access tokens out of the log: the path is logged
-/// without its query.
-async fn traced(request: Request, next: middleware::Next) -> Response {
-    let id = Uuid::new_v4().simple().to_string();
-    let span = tracing::debug_span!("request", id, method = %request.method(), path = request.uri().path());
-    let began = std::time::Instant::now();
-    let path = request.uri().path().starts_with("/api/");
-    let mut response = next.run(request).instrument(span.clone()).await;
-    let status = response.status();
-    span.in_scope(|| tracing::debug!(status = status.as_u16(), ms = began.elapsed().as_millis(), "answered"));
-    if path {
-        ::metrics::histogram!("holdfast_http_seconds").record(began.elapsed().as_secs_f64());
-        response
-            .headers_mut()
-            .entry(header::CACHE_CONTROL)
-            .or_insert(HeaderValue::from_static("no-store"));
-    }
-    if let Ok(value) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert("x-request-id", value);
-    }
-    response
 }

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use holdfast_control::{Control, Live};
 use holdfast_core::{OwnerId, SessionId};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Config,
     auth::{Principal, TokenCache},
     problem::{ApiError, ApiResult},
+    wiring::VerdictWatch,
 };
 
 /// What every handler shares. Cheap to clone.
@@ -23,10 +24,10 @@ pub struct AppState {
     pub tokens: Arc<TokenCache>,
     /// Where images are found.
     pub images: Arc<dyn holdfast_control::ImageSource>,
-    /// Why this driver runs the VMs.
-    pub driver_reason: Arc<str>,
-    /// Whether the driver proved itself.
-    pub driver_usable: bool,
+    /// Whether the driver proved itself, and why it was chosen.
+    pub(crate) verdict: VerdictWatch,
+    /// Streams that are open: the end of the server waits for them to be closed properly.
+    pub(crate) streams: TaskTracker,
     /// Cancelled when the server stops: long answers end.
     pub stop: CancellationToken,
 }

@@ -4,13 +4,27 @@
 //! must never decide: which transition is right is decided in `holdfast-core`, and the store only
 //! refuses what would break a record (a stale generation, a transition outside the tables).
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod check;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod error;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod open;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod sql;
+#[cfg(feature = "sqlite")]
+mod sqlite;
 pub mod types;
 
 use async_trait::async_trait;
 use holdfast_core::{Event, EventBody, OwnerId, Session, SessionId, Timestamp, Vm, VmId};
 
 pub use error::StoreError;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub use open::{check_url, open};
 pub use types::{
     Change, Created, HostRecord, IdempotencyKey, LeaseTouch, NewSession, NewToken, SessionFilter,
     StoreCheck, TokenRecord,

@@ -13,7 +13,7 @@ use axum::{
 use futures::Stream;
 use holdfast_api::{self as api, Code, Problem};
 use holdfast_control::Notice;
-use holdfast_core::{Session, SessionId};
+use holdfast_core::{Generation, SessionId};
 use http::{HeaderMap, header};
 use serde::Deserialize;
 use tokio::sync::{broadcast::error::RecvError, mpsc};
@@ -31,6 +31,8 @@ use crate::{
 const PAGE: u32 = 500;
 /// Comments that keep proxies from closing a quiet stream.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// When a store that could not be read is asked again.
+const READ_AGAIN: Duration = Duration::from_secs(2);
 /// Messages that a slow reader may be behind before the sender waits for it.
 const BEHIND: usize = 64;
 
@@ -83,10 +85,20 @@ fn follow(
     tokio::spawn(async move {
         // Subscribed before the first read, so nothing falls between the two.
         let mut notices = state.control.notices();
-        let mut shown: Option<Session> = None;
+        let mut shown = None;
         loop {
-            let sent = send_new(&state, &who, id, &mut after, &mut shown, &sender).await;
-            if sent.is_err() || next_notice(&state, &mut notices, Some(id), &sender).await.is_err() {
+            let Ok(complete) = send_new(&state, &who, id, &mut after, &mut shown, &sender).await
+            else {
+                return;
+            };
+            let next = next_notice(&state, &mut notices, Some(id), &sender);
+            let next = if complete {
+                next.await
+            } else {
+                // The store could not be read: what was missed is not announced again.
+                tokio::time::timeout(READ_AGAIN, next).await.unwrap_or(Ok(None))
+            };
+            if next.is_err() {
                 return;
             }
         }
@@ -94,16 +106,17 @@ fn follow(
     Sse::new(ReceiverStream::new(receiver)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
 }
 
-/// Sends what is new. A store that cannot be read now is asked again at the next notice.
+/// Sends what is new. Answers whether everything could be read.
 async fn send_new(
     state: &AppState,
     who: &Principal,
     id: SessionId,
     after: &mut i64,
-    shown: &mut Option<Session>,
+    shown: &mut Option<Generation>,
     sender: &mpsc::Sender<Result<Sent, Infallible>>,
-) -> Result<(), Stopped> {
-    while let Ok(events) = state.control.events(id, *after, PAGE).await {
+) -> Result<bool, Stopped> {
+    loop {
+        let Ok(events) = state.control.events(id, *after, PAGE).await else { return Ok(false) };
         for event in &events {
             *after = event.seq;
             let message = Sent::default()
@@ -116,20 +129,16 @@ async fn send_new(
             break;
         }
     }
-    if let Ok(Some(live)) = state.control.find(id).await {
-        // A heartbeat alone is not worth a message.
-        let mut session = live.session;
-        let changed = shown.as_ref().is_none_or(|old| old.generation != session.generation);
-        if changed {
-            let owner = state.owner_name(who, session.owner).await;
-            let message =
-                Sent::default().event("session").json_data(convert::session(&session, owner));
-            send(sender, message).await?;
-            session.detail = None;
-            *shown = Some(session);
-        }
+    let Ok(Some(live)) = state.control.find(id).await else { return Ok(false) };
+    // A heartbeat changes no generation and is not worth a message.
+    if *shown != Some(live.session.generation) {
+        let owner = state.owner_name(who, live.session.owner).await;
+        let message =
+            Sent::default().event("session").json_data(convert::session(&live.session, owner));
+        send(sender, message).await?;
+        *shown = Some(live.session.generation);
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Changes of every session that the caller may see: an event `session` with the session, or

@@ -19,10 +19,16 @@ use crate::{
     state::AppState,
 };
 
+/// How long readiness waits for the store.
+const READY_DEADLINE: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// VMs that are not gone.
 #[utoipa::path(get, path = "/api/vms", tag = "host",
     responses((status = 200, body = api::VmList), (status = 401, body = Problem), (status = 403, body = Problem)))]
-pub(crate) async fn vms(State(state): State<AppState>, _: Admin) -> ApiResult<JsonAnswer<api::VmList>> {
+pub(crate) async fn vms(
+    State(state): State<AppState>,
+    _: Admin,
+) -> ApiResult<JsonAnswer<api::VmList>> {
     let mut vms = Vec::new();
     for vm in state.control.store().live_vms().await.map_err(ControlError::from)? {
         let usage = state.control.driver().usage(vm.id).await.ok();
@@ -34,7 +40,10 @@ pub(crate) async fn vms(State(state): State<AppState>, _: Admin) -> ApiResult<Js
 /// Machines that run VMs.
 #[utoipa::path(get, path = "/api/hosts", tag = "host",
     responses((status = 200, body = api::HostList), (status = 401, body = Problem), (status = 403, body = Problem)))]
-pub(crate) async fn hosts(State(state): State<AppState>, _: Admin) -> ApiResult<JsonAnswer<api::HostList>> {
+pub(crate) async fn hosts(
+    State(state): State<AppState>,
+    _: Admin,
+) -> ApiResult<JsonAnswer<api::HostList>> {
     let hosts = state.control.store().hosts().await.map_err(ControlError::from)?;
     let hosts = hosts
         .into_iter()
@@ -68,7 +77,10 @@ pub(crate) async fn providers(_: Principal) -> JsonAnswer<api::ProviderList> {
 /// Versions in use, and who is asking.
 #[utoipa::path(get, path = "/api/version", tag = "host",
     responses((status = 200, body = api::Version), (status = 401, body = Problem)))]
-pub(crate) async fn version(State(state): State<AppState>, who: Principal) -> JsonAnswer<api::Version> {
+pub(crate) async fn version(
+    State(state): State<AppState>,
+    who: Principal,
+) -> JsonAnswer<api::Version> {
     JsonAnswer(api::Version {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         driver: state.control.driver().name().to_owned(),
@@ -112,15 +124,17 @@ pub(crate) async fn livez() -> &'static str {
 #[utoipa::path(get, path = "/readyz", tag = "host",
     responses((status = 200, body = api::Readiness), (status = 503, body = api::Readiness)))]
 pub(crate) async fn readyz(State(state): State<AppState>) -> Response {
-    let store = state.control.store().ping().await;
+    let store = tokio::time::timeout(READY_DEADLINE, state.control.store().ping()).await;
+    let store = match store {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(crate::error::chain(&error)),
+        Err(_) => Err("it does not answer".to_owned()),
+    };
+    let verdict = state.verdict.borrow().clone();
     let image = state.images.current();
     let checks = vec![
-        check(
-            "store",
-            store.is_ok(),
-            store.map_or_else(|error| error.to_string(), |()| "it answers".to_owned()),
-        ),
-        check("driver", state.driver_usable, state.driver_reason.to_string()),
+        check("store", store.is_ok(), store.err().unwrap_or_else(|| "it answers".to_owned())),
+        check("driver", verdict.usable == Some(true), verdict.reason),
         check("image", image.is_ok(), image.map_or_else(|why| why, |image| image.digest)),
         check(
             "reconciler",
@@ -134,7 +148,7 @@ pub(crate) async fn readyz(State(state): State<AppState>) -> Response {
     (status, JsonAnswer(api::Readiness { ready, checks })).into_response()
 }
 
-fn check(name: &str, ok: bool, detail: String) -> api::Check {
+pub(crate) fn check(name: &str, ok: bool, detail: String) -> api::Check {
     api::Check { name: name.to_owned(), ok, detail }
 }
 

@@ -1,6 +1,8 @@
 //! Handlers of the HTTP API, one module per subject.
 
 pub(crate) mod events;
+pub(crate) mod explain;
 pub(crate) mod meta;
 pub(crate) mod sessions;
 pub(crate) mod streams;
+pub(crate) mod tokens;

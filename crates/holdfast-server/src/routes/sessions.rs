@@ -1,5 +1,7 @@
 //! Sessions: create, list, read, end, heartbeat, their VM, commands and console.
 
+use std::time::Duration;
+
 use axum::{
     Json as JsonAnswer,
     extract::{Query, State},
@@ -82,9 +84,8 @@ fn check(state: &AppState, asked: CreateSession) -> ApiResult<SessionSpec> {
     if name.chars().count() > 100 || name.chars().any(char::is_control) {
         return Err(ApiError::invalid("name", "A name has at most 100 printable characters."));
     }
-    let screen = asked
-        .screen
-        .map_or(Screen::DEFAULT, |s| Screen { width: s.width, height: s.height });
+    let screen =
+        asked.screen.map_or(Screen::DEFAULT, |s| Screen { width: s.width, height: s.height });
     if !screen.is_valid() {
         return Err(ApiError::invalid(
             "screen",
@@ -159,7 +160,9 @@ pub(crate) async fn list(
         })?);
     }
     let owner = if who.admin { None } else { Some(who.owner) };
-    let filter = SessionFilter { owner, states, limit: Some(LIST_LIMIT) };
+    // Names are compared after reading, so a limit before would lose matches.
+    let limit = query.owner.is_none().then_some(LIST_LIMIT);
+    let filter = SessionFilter { owner, states, limit };
     let found = state.control.list(filter).await?;
     let mut sessions = Vec::with_capacity(found.len());
     for session in &found {
@@ -271,7 +274,7 @@ pub(crate) async fn exec(
     if !value.stdin.as_ref().is_none_or(is_base64) {
         return Err(ApiError::invalid("stdin", "Standard input has to be base64."));
     }
-    let (agent, _attached) = state.control.agent(id).await?;
+    let (agent, attached) = state.control.agent(id).await?;
     let request = ExecRequest {
         command: value.command,
         env: Vec::new(),
@@ -280,10 +283,27 @@ pub(crate) async fn exec(
         timeout_ms,
         root: value.root,
     };
-    let answer = agent.exec(&request).await.map_err(|error| match error {
-        GuestError::Refused { status: 400, message } => ApiError::invalid("command", message),
-        other => guest_error(&other).into(),
-    })?;
+    let mut route = attached.watch();
+    let answer = tokio::select! {
+        answer = agent.exec(&request) => answer,
+        state_now = route.ended() => return Err(interrupted(state_now)),
+        () = state.stop.cancelled() => {
+            return Err(ApiError::unavailable("The server is restarting; the command goes on without it."));
+        }
+    };
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(GuestError::Refused { status: 400, message }) => {
+            return Err(ApiError::invalid("command", message));
+        }
+        Err(other) => {
+            // A machine that is taken down closes its connections first.
+            return match tokio::time::timeout(Duration::from_secs(1), route.ended()).await {
+                Ok(state_now) => Err(interrupted(state_now)),
+                Err(_) => Err(guest_error(&other).into()),
+            };
+        }
+    };
     Ok(JsonAnswer(api::ExecResult {
         exit_code: answer.exit_code,
         stdout: answer.stdout,
@@ -291,6 +311,38 @@ pub(crate) async fn exec(
         truncated: answer.truncated,
         timed_out: answer.timed_out,
     }))
+}
+
+fn interrupted(state: SessionState) -> ApiError {
+    match state {
+        SessionState::Ending | SessionState::Ended => {
+            ApiError::gone(None, "The session ended while the command was running.")
+        }
+        state => ApiError::new(
+            Code::Conflict,
+            format!("The session is {state}: its machine went away while the command was running."),
+        ),
+    }
+}
+
+/// The sign-in link that a session's tool made.
+#[utoipa::path(get, path = "/api/sessions/{id}/oauth-url", tag = "sessions", params(("id" = String, Path)),
+    responses((status = 401, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem, description = "It is not a sign-in session."),
+        (status = 410, body = Problem), (status = 503, body = Problem)))]
+pub(crate) async fn oauth_url(
+    State(state): State<AppState>,
+    who: Principal,
+    Id(id): Id,
+) -> ApiResult<Response> {
+    let live = state.visible(&who, id).await?;
+    refuse_ended(&live)?;
+    Err(ApiError::new(
+        Code::Conflict,
+        format!(
+            "This is a session of the provider {}, which makes no sign-in link.",
+            live.session.spec.provider
+        ),
+    ))
 }
 
 /// The end of the serial console of the session's machine.

@@ -13,7 +13,6 @@ use axum::{
     },
     response::{IntoResponse as _, Response},
 };
-use futures::SinkExt as _;
 use holdfast_api::{Code, Problem};
 use holdfast_control::{GuestPort, guest_error};
 use http::{HeaderMap, header};
@@ -30,11 +29,11 @@ type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 
 /// The desktop, as RFB in binary messages.
 #[utoipa::path(get, path = "/api/sessions/{id}/desktop", tag = "streams", params(("id" = String, Path)),
-    responses((status = 101, description = "RFB 3.8 in binary messages. Close codes: 4404, 4409, 4410, 4502, 4503 as the HTTP statuses; 4408 no answer to pings; 1012 the server restarts."),
+    responses((status = 101, description = "RFB 3.8 in binary messages. Close codes: 4401, 4404, 4409, 4410, 4502, 4503 as the HTTP statuses; 4408 no answer to pings; 1012 the server restarts."),
         (status = 401, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 410, body = Problem), (status = 426, body = Problem), (status = 502, body = Problem)))]
 pub(crate) async fn desktop(
     State(state): State<AppState>,
-    who: Principal,
+    who: Result<Principal, ApiError>,
     Id(id): Id,
     headers: HeaderMap,
     upgrade: Upgrade,
@@ -44,13 +43,16 @@ pub(crate) async fn desktop(
         Err(error) => return error.into_response(),
     };
     let opened = async {
-        state.visible(&who, id).await?;
+        state.visible(&who?, id).await?;
         Ok(state.control.open(id, GuestPort::Desktop).await?)
     };
     match opened.await {
         Ok((guest, attached)) => {
-            let stop = state.stop.clone();
-            upgrade.on_upgrade(move |socket| gateway::desktop(socket, guest, attached, stop))
+            let (stop, streams) = (state.stop, state.streams.token());
+            upgrade.on_upgrade(async move |socket| {
+                gateway::desktop(socket, guest, attached, stop).await;
+                drop(streams);
+            })
         }
         Err(error) => refuse(upgrade, &headers, error),
     }
@@ -81,14 +83,16 @@ const fn twenty_four() -> u16 {
         (status = 401, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 410, body = Problem), (status = 426, body = Problem), (status = 502, body = Problem)))]
 pub(crate) async fn terminal(
     State(state): State<AppState>,
-    who: Principal,
+    who: Result<Principal, ApiError>,
     Id(id): Id,
     headers: HeaderMap,
     query: Result<Query<TerminalQuery>, axum::extract::rejection::QueryRejection>,
     upgrade: Upgrade,
 ) -> Response {
     let size = match query {
-        Ok(Query(size)) if (1..=1000).contains(&size.cols) && (1..=1000).contains(&size.rows) => size,
+        Ok(Query(size)) if (1..=1000).contains(&size.cols) && (1..=1000).contains(&size.rows) => {
+            size
+        }
         _ => {
             return ApiError::invalid("cols", "A terminal has 1 to 1,000 columns and rows.")
                 .into_response();
@@ -99,7 +103,7 @@ pub(crate) async fn terminal(
         Err(error) => return error.into_response(),
     };
     let opened = async {
-        state.visible(&who, id).await?;
+        state.visible(&who?, id).await?;
         let (agent, attached) = state.control.agent(id).await?;
         let guest = agent
             .terminal("main", size.cols, size.rows, TERMINAL_DEADLINE)
@@ -109,8 +113,11 @@ pub(crate) async fn terminal(
     };
     match opened.await {
         Ok((guest, attached)) => {
-            let stop = state.stop.clone();
-            upgrade.on_upgrade(move |socket| gateway::terminal(socket, guest, attached, stop))
+            let (stop, streams) = (state.stop, state.streams.token());
+            upgrade.on_upgrade(async move |socket| {
+                gateway::terminal(socket, guest, attached, stop).await;
+                drop(streams);
+            })
         }
         Err(error) => refuse(upgrade, &headers, error),
     }

@@ -1,0 +1,180 @@
+//! Which driver runs the VMs: the best one that proves itself by booting something.
+//!
+//! A device file or a program on the disk proves nothing, so the choice is made by probing. A
+//! verdict holds until the machine is booted again or another version of the server asks.
+
+use std::{collections::BTreeMap, collections::BTreeSet, fs, sync::Arc};
+
+use holdfast_host::driver::{Driver, DriverError, Probe};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::{Config, ServerError, config::DriverChoice, state_dir::StateDir, wiring::VerdictWatch};
+
+/// Drivers that `auto` tries, best first.
+const BEST_FIRST: [&str; 2] = ["firecracker", "qemu"];
+/// Keeps verdicts between starts of the server.
+const VERDICTS: &str = "probes.json";
+
+/// What is known of the driver in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether it proved itself; `None` while that is being found out.
+    pub usable: Option<bool>,
+    /// Why it was chosen, and the evidence.
+    pub reason: String,
+}
+
+/// A verdict that needs no proof.
+pub(crate) fn settled(reason: &str) -> VerdictWatch {
+    watch::channel(Verdict { usable: Some(true), reason: reason.to_owned() }).1
+}
+
+/// Chooses the driver and puts it together. `in_use` names the drivers of VMs that run here
+/// already: they need theirs, whatever would be best for new ones.
+pub(crate) async fn choose(
+    config: &Config,
+    dir: &StateDir,
+    in_use: &BTreeSet<String>,
+    say: &mut dyn FnMut(String),
+) -> Result<(Arc<dyn Driver>, VerdictWatch), ServerError> {
+    let asked = match config.driver {
+        DriverChoice::Auto => None,
+        DriverChoice::Qemu => Some("qemu"),
+        DriverChoice::Firecracker => Some("firecracker"),
+        DriverChoice::Sim => Some("sim"),
+    };
+    if let Some(other) = in_use.iter().find(|name| asked.is_some_and(|asked| asked != **name)) {
+        return Err(ServerError::Config {
+            key: "driver",
+            why: format!(
+                "sessions on this host run on the {other} driver; start with driver = \"{other}\" and end them first"
+            ),
+        });
+    }
+    if let Some(name) = asked {
+        let driver = open_driver(config, name)?;
+        let reason = "the configuration asks for it".to_owned();
+        return Ok((Arc::clone(&driver), probe_beside(driver, reason, dir)));
+    }
+    if let Some(name) = in_use.first() {
+        let driver = open_driver(config, name)?;
+        let reason = "VMs that run here already use it".to_owned();
+        return Ok((Arc::clone(&driver), probe_beside(driver, reason, dir)));
+    }
+    let mut passed_over = Vec::new();
+    for name in BEST_FIRST {
+        let driver = match open_driver(config, name) {
+            Ok(driver) => driver,
+            Err(error) => {
+                passed_over.push(format!("{name}: {}", crate::error::chain(&error)));
+                continue;
+            }
+        };
+        say(format!("{name} is being tried: something small is booted and watched"));
+        let probe = probe(driver.as_ref(), dir).await;
+        if probe.usable {
+            let mut reason = describe(&probe);
+            if !passed_over.is_empty() {
+                reason.push_str(". Passed over: ");
+                reason.push_str(&passed_over.join("; "));
+            }
+            tracing::info!(driver = name, reason, "driver chosen");
+            return Ok((driver, watch::channel(Verdict { usable: Some(true), reason }).1));
+        }
+        passed_over.push(format!("{name}: {}", describe(&probe)));
+    }
+    Err(ServerError::NoDriver(passed_over.join("; ")))
+}
+
+/// Puts a driver together by its name.
+pub fn open_driver(config: &Config, name: &str) -> Result<Arc<dyn Driver>, DriverError> {
+    let _ = (config, name);
+    Err(DriverError::Unsupported { driver: "x", operation: "open" })
+}
+
+/// Probes while the server works already: sessions that run do not wait for it.
+fn probe_beside(driver: Arc<dyn Driver>, chosen: String, dir: &StateDir) -> VerdictWatch {
+    let kept = Verdicts::load(dir);
+    if let Some(probe) = kept.usable(driver.name()) {
+        let reason = format!("{chosen}; {}", describe(probe));
+        return settled(&reason);
+    }
+    let first = Verdict { usable: None, reason: format!("{chosen}; it is being tried") };
+    let (sender, receiver) = watch::channel(first);
+    tokio::spawn(async move {
+        let probe = driver.probe().await;
+        if !probe.usable {
+            tracing::error!(
+                driver = driver.name(),
+                evidence = describe(&probe),
+                "the driver does not work"
+            );
+        }
+        let reason = format!("{chosen}; {}", describe(&probe));
+        sender.send_replace(Verdict { usable: Some(probe.usable), reason });
+    });
+    receiver
+}
+
+async fn probe(driver: &dyn Driver, dir: &StateDir) -> Probe {
+    let mut kept = Verdicts::load(dir);
+    if let Some(probe) = kept.usable(driver.name()) {
+        return probe.clone();
+    }
+    let probe = driver.probe().await;
+    if probe.usable {
+        kept.probes.insert(driver.name().to_owned(), probe.clone());
+        kept.save(dir);
+    }
+    probe
+}
+
+fn describe(probe: &Probe) -> String {
+    let mut text = probe.evidence.trim_end_matches('.').to_owned();
+    if let Some(version) = &probe.version
+        && !text.contains(version.as_str())
+    {
+        text = format!("{version}: {text}");
+    }
+    if let Some(remedy) = &probe.remedy {
+        text.push_str(" (");
+        text.push_str(remedy.trim_end_matches('.'));
+        text.push(')');
+    }
+    text
+}
+
+/// Probes that found a driver usable. One that did not is repeated at the next start: what was
+/// wrong may have been put right.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Verdicts {
+    boot_id: String,
+    version: String,
+    probes: BTreeMap<String, Probe>,
+}
+
+impl Verdicts {
+    fn load(dir: &StateDir) -> Self {
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let kept: Option<Self> =
+            dir.read(VERDICTS).ok().flatten().and_then(|text| serde_json::from_str(&text).ok());
+        match kept {
+            Some(kept) if kept.boot_id == boot_id && kept.version == version => kept,
+            _ => Self { boot_id, version, probes: BTreeMap::new() },
+        }
+    }
+
+    fn usable(&self, name: &str) -> Option<&Probe> {
+        self.probes.get(name).filter(|probe| probe.usable)
+    }
+
+    fn save(&self, dir: &StateDir) {
+        let text = serde_json::to_string_pretty(self).unwrap_or_default();
+        if let Err(error) = dir.write(VERDICTS, &text) {
+            tracing::warn!(error = crate::error::chain(&error), "verdicts could not be kept");
+        }
+    }
+}

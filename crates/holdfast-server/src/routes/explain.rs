@@ -1,0 +1,131 @@
+//! Why a session is alive or dead: the records, the machine, the lease and the last events, side by
+//! side.
+
+use axum::{Json as JsonAnswer, extract::State};
+use holdfast_api::{self as api, Problem};
+use holdfast_control::Live;
+use holdfast_core::{
+    SessionState, Timestamp,
+    plan::{Machine, ProcessSeen, Step, plan},
+};
+use holdfast_host::driver::{Observed, Process};
+
+use crate::{auth::Principal, convert, extract::Id, problem::ApiResult, state::AppState};
+
+/// How many of the last events are shown.
+const EVENTS: usize = 40;
+/// Events read at once.
+const PAGE: u32 = 500;
+
+/// Why the session is alive or dead, with the evidence. Also of one that ended.
+#[utoipa::path(get, path = "/api/sessions/{id}/explain", tag = "sessions", params(("id" = String, Path)),
+    responses((status = 200, body = api::Explanation), (status = 401, body = Problem), (status = 404, body = Problem), (status = 503, body = Problem)))]
+pub(crate) async fn explain(
+    State(state): State<AppState>,
+    who: Principal,
+    Id(id): Id,
+) -> ApiResult<JsonAnswer<api::Explanation>> {
+    let live = state.visible(&who, id).await?;
+    let observed = state.control.observe(id).await;
+    let now = state.control.now();
+    let streams = state.control.streams(id);
+    let (machine, seen) = match observed {
+        None => (None, None),
+        Some(Ok(observed)) => (Some(machine(&observed)), Some(seen(&observed))),
+        Some(Err(error)) => {
+            let process = format!("unknown: {}", crate::error::chain(&error));
+            let machine = api::MachineSeen { process, directory: None, network: None };
+            (Some(machine), None)
+        }
+    };
+    let mut events = Vec::new();
+    let mut after = 0;
+    loop {
+        let page = state.control.events(id, after, PAGE).await?;
+        after = page.last().map_or(after, |event| event.seq);
+        let full = page.len() == PAGE as usize;
+        events.extend(page);
+        if !full {
+            break;
+        }
+    }
+    let events = events[events.len().saturating_sub(EVENTS)..].iter().map(convert::event).collect();
+    let owner = state.owner_name(&who, live.session.owner).await;
+    Ok(JsonAnswer(api::Explanation {
+        summary: summary(&live, seen, streams, now, state.control.config().grace),
+        session: convert::session(&live.session, owner),
+        vm: convert::vm(&live.vm, None),
+        machine,
+        lease: api::Lease {
+            live: now < live.session.lease_expires_at || streams > 0,
+            expires_at: live.session.lease_expires_at,
+            streams,
+        },
+        attempts: live.session.attempts,
+        generation: live.session.generation.0,
+        events,
+    }))
+}
+
+fn machine(observed: &Observed) -> api::MachineSeen {
+    let process = match &observed.process {
+        Process::NotStarted => "not started".to_owned(),
+        Process::Running { pid, start_ticks } => {
+            format!("running as pid {pid}, started at tick {start_ticks}")
+        }
+        Process::Exited { why } => format!("proven gone: {why}"),
+        Process::Unknown { why } => format!("unknown: {why}"),
+    };
+    api::MachineSeen {
+        process,
+        directory: Some(observed.directory),
+        network: Some(observed.network),
+    }
+}
+
+fn seen(observed: &Observed) -> Machine {
+    let process = match observed.process {
+        Process::NotStarted => ProcessSeen::NotStarted,
+        Process::Running { .. } => ProcessSeen::Running,
+        Process::Exited { .. } => ProcessSeen::Exited,
+        Process::Unknown { .. } => ProcessSeen::Unknown,
+    };
+    Machine { process, directory: observed.directory, network: observed.network }
+}
+
+fn summary(
+    live: &Live,
+    seen: Option<Machine>,
+    streams: usize,
+    now: Timestamp,
+    grace: std::time::Duration,
+) -> String {
+    let session = &live.session;
+    if session.state == SessionState::Ended {
+        let why = session.detail.as_deref().or(session.end_reason.map(|r| r.sentence()));
+        return format!("It ended. {}", why.unwrap_or_default()).trim_end().to_owned();
+    }
+    let lease = session.lease_expires_at;
+    let protection = if streams > 0 {
+        format!("{streams} open stream(s) protect it")
+    } else if now < lease {
+        format!("a heartbeat protects it until {lease}")
+    } else {
+        format!("nobody is attached; it is kept until {}", lease + grace)
+    };
+    let unknown = Machine { process: ProcessSeen::Unknown, directory: true, network: true };
+    let next = match plan(session, &live.vm, seen.unwrap_or(unknown)) {
+        Step::Admit => "wait for room on the host",
+        Step::BeginPreparing | Step::MakeDisk => "make its disk",
+        Step::MakeNetwork => "make its network",
+        Step::BeginBoot | Step::StartVmm => "switch its machine on",
+        Step::BringUp => "wait for its desktop",
+        Step::StartFailed => "start its machine again, or give up",
+        Step::Watch => "watch its health and its lease",
+        Step::TearDown => "take it down",
+        Step::Release => "free what its machine holds",
+        Step::LookAgain => "look again: nothing is proven, so nothing is done",
+        Step::Rest => "nothing until somebody asks",
+    };
+    format!("It is {}; {protection}. Next: {next}.", session.state)
+}

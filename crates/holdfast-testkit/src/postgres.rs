@@ -1,0 +1,258 @@
+//! A throw-away PostgreSQL server: own data, own Unix socket, no network.
+//!
+//! The server runs as the `postgres` user when the test runs as root, which PostgreSQL refuses to
+//! be. A small shell script stands between: when the test ends, in whatever way, its standard input
+//! closes, and it stops the server and removes everything.
+
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::{fs::MetadataExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+/// How long the server may take to start or to stop. Usually 0.1 s.
+const DEADLINE: Duration = Duration::from_mins(1);
+
+/// Time between two looks at whether it has.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Runs the server (`$1` and its arguments); stops it with the signal that it reads, or at the end
+/// of its input.
+const KEEPER: &str = r#"
+"$@" >>"$HOME/log" 2>&1 &
+server=$!
+read -r signal || signal=QUIT
+kill -"$signal" "$server" 2>/dev/null
+wait "$server"
+[ "$signal" = QUIT ] && rm -rf "$HOME"
+exit 0
+"#;
+
+/// A PostgreSQL server that lives as long as this value.
+#[derive(Debug)]
+pub struct TempPostgres {
+    home: TempDir,
+    programs: PathBuf,
+    account: Option<Account>,
+    keeper: Option<Child>,
+    databases: std::sync::atomic::AtomicU32,
+}
+
+/// The system user that the server runs as.
+#[derive(Debug, Clone, Copy)]
+struct Account {
+    uid: u32,
+    gid: u32,
+}
+
+impl TempPostgres {
+    /// Makes a cluster and starts its server.
+    ///
+    /// # Panics
+    /// When PostgreSQL is not installed, or does not start.
+    #[must_use]
+    pub fn new() -> Self {
+        let programs = find_programs().expect(
+            "PostgreSQL is not installed; install it with: \
+             apt-get install --no-install-recommends postgresql",
+        );
+        let home =
+            tempfile::Builder::new().prefix("holdfast-pg-").tempdir().expect("a directory in /tmp");
+        let account = fs::metadata("/proc/self").expect("procfs is mounted").uid() == 0;
+        let account = account.then(|| {
+            let account = find_account().expect(
+                "tests run as root, PostgreSQL does not, and there is no user `postgres`; \
+                 the package postgresql makes it",
+            );
+            std::os::unix::fs::chown(home.path(), Some(account.uid), Some(account.gid))
+                .expect("root may give files away");
+            account
+        });
+        let mut server = Self { home, programs, account, keeper: None, databases: 0.into() };
+        let data = server.data();
+        let initdb = server.run(
+            "initdb",
+            &["-D", &data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"],
+        );
+        assert!(initdb.status.success(), "initdb failed: {}", text(&initdb));
+        server.start();
+        server
+    }
+
+    /// Starts the server again after [`Self::stop`] and waits until it takes connections.
+    ///
+    /// # Panics
+    /// When it runs already, or does not start.
+    pub fn start(&mut self) {
+        assert!(self.keeper.is_none(), "the server runs already");
+        let postgres = self.programs.join("postgres").display().to_string();
+        let socket = self.socket().display().to_string();
+        let data = self.data();
+        let mut command = self.command("sh");
+        command
+            .args(["-c", KEEPER, "keeper", &postgres, "-D", &data, "-k", &socket])
+            // No network, no waiting for disks: only the tests of SQLite are about durability.
+            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=60"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        self.keeper = Some(command.spawn().expect("sh can be started"));
+        let ready = self.home.path().join("data/postmaster.pid");
+        self.wait(|| {
+            fs::read_to_string(&ready).is_ok_and(|text| {
+                text.lines().nth(7).is_some_and(|status| status.trim() == "ready")
+            })
+        });
+    }
+
+    /// Stops the server at once, as an outage does: open connections break.
+    ///
+    /// # Panics
+    /// When it does not run, or does not stop.
+    pub fn stop(&mut self) {
+        let mut keeper = self.keeper.take().expect("the server runs");
+        let mut input = keeper.stdin.take().expect("piped");
+        writeln!(input, "INT").expect("the keeper reads");
+        self.wait(|| keeper.try_wait().expect("it is our child").is_some());
+    }
+
+    /// Makes an empty database and answers its URL, for the superuser `postgres`.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn database(&self) -> String {
+        let number = self.databases.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let name = format!("test_{number}");
+        self.sql("postgres", &format!("CREATE DATABASE {name}"));
+        self.url("postgres", &name)
+    }
+
+    /// URL of a database for a role.
+    pub fn url(&self, role: &str, database: &str) -> String {
+        format!("postgres://{role}@localhost/{database}?host={}", self.socket().display())
+    }
+
+    /// Runs statements as superuser in the database of this name or URL and answers what psql
+    /// prints.
+    ///
+    /// # Panics
+    /// When a statement fails.
+    pub fn sql(&self, database: &str, statements: &str) -> String {
+        let name = database.rsplit('/').find(|part| !part.is_empty()).unwrap_or(database);
+        let name = match database.split_once("@localhost/") {
+            Some((_, rest)) => rest.split('?').next().unwrap_or(rest),
+            None => name,
+        };
+        let socket = self.socket().display().to_string();
+        let output = self.run(
+            "psql",
+            &["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-h", &socket, "-U", "postgres"]
+                .into_iter()
+                .chain(["-d", name, "-c", statements])
+                .collect::<Vec<_>>(),
+        );
+        assert!(output.status.success(), "{statements}: {}", text(&output));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// Adds lines to `pg_hba.conf` before all others and has the server read it again.
+    ///
+    /// # Panics
+    /// When the file cannot be written.
+    pub fn require(&self, hba_lines: &str) {
+        let path = self.home.path().join("data/pg_hba.conf");
+        let rest = fs::read_to_string(&path).expect("initdb made it");
+        fs::write(&path, format!("{hba_lines}\n{rest}")).expect("writable");
+        self.sql("postgres", "SELECT pg_reload_conf()");
+    }
+
+    /// Directory of the Unix socket.
+    pub fn socket(&self) -> &Path {
+        self.home.path()
+    }
+
+    fn data(&self) -> String {
+        self.home.path().join("data").display().to_string()
+    }
+
+    fn run(&self, program: &str, args: &[&str]) -> Output {
+        let path = self.programs.join(program).display().to_string();
+        self.command(&path)
+            .args(args)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap_or_else(|error| panic!("{path} cannot be started: {error}"))
+    }
+
+    /// A command that runs as the server's user and inherits no settings for PostgreSQL.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", self.home.path())
+            .env("LC_ALL", "C.UTF-8")
+            .current_dir(self.home.path());
+        if let Some(account) = self.account {
+            command.uid(account.uid).gid(account.gid);
+        }
+        command
+    }
+
+    fn wait(&self, mut done: impl FnMut() -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        while !done() {
+            assert!(
+                Instant::now() < deadline,
+                "PostgreSQL did not get there in {DEADLINE:?}; its log: {}",
+                fs::read_to_string(self.home.path().join("log")).unwrap_or_default()
+            );
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+}
+
+impl Default for TempPostgres {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for TempPostgres {
+    fn drop(&mut self) {
+        if let Some(mut keeper) = self.keeper.take() {
+            // The end of its input tells the keeper to stop and clean up.
+            drop(keeper.stdin.take());
+            let _ = keeper.wait();
+        }
+    }
+}
+
+/// The newest version that is installed as Debian does it, or what is on the path.
+fn find_programs() -> Option<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let newest = versions
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path())))
+        .max()
+        .map(|(_, path)| path.join("bin"));
+    let on_path = std::env::var_os("PATH")
+        .into_iter()
+        .flat_map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
+    newest.into_iter().chain(on_path).find(|dir| dir.join("initdb").is_file())
+}
+
+fn find_account() -> Option<Account> {
+    let users = fs::read_to_string("/etc/passwd").ok()?;
+    let user = users.lines().find(|line| line.starts_with("postgres:"))?;
+    let mut fields = user.split(':').skip(2);
+    Some(Account { uid: fields.next()?.parse().ok()?, gid: fields.next()?.parse().ok()? })
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}

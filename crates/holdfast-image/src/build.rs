@@ -306,12 +306,7 @@ impl Builder<'_> {
     /// Removes whatever an earlier build left behind.
     fn clear(&self) -> Result<()> {
         let building = self.library.building();
-        match fs::remove_dir_all(&building) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(error).doing(|| format!("removing {}", building.display()))
-            }
-            _ => Ok(()),
-        }
+        self.library.clear_building().doing(|| format!("removing {}", building.display()))
     }
 
     /// Makes an empty directory under `building`.

@@ -176,6 +176,7 @@ fn says_offline(line: &str) -> bool {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
 mod tests {
     use super::{Program, Run, TAR, require};
     use crate::{ImageError, Silent};

@@ -129,7 +129,7 @@ impl Place<'_> {
         let what = || format!("writing {}", path.display());
         let mut text = fs::read_to_string(&path).doing(what)?;
         if !text.lines().any(|line| line.starts_with(start)) {
-            text.push_str(&format!("{start}{rest}\n"));
+            text.extend([start, rest, "\n"]);
             fs::write(&path, text).doing(what)?;
         }
         Ok(())

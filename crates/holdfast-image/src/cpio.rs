@@ -93,6 +93,7 @@ impl<W: Write> Writer<W> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
 mod tests {
     use std::{
         io::Write as _,

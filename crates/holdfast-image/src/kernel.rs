@@ -129,10 +129,10 @@ fn collect(directory: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()
         let path = entry.path();
         if entry.file_type().doing(what)?.is_dir() {
             collect(&path, files)?;
-        } else if path.extension().is_some_and(|extension| extension == "ko") {
-            if let Some(stem) = path.file_stem().and_then(|stem| stem.to_str()) {
-                files.insert(normal(stem), path);
-            }
+        } else if let Some(stem) = path.file_stem().and_then(|stem| stem.to_str())
+            && path.extension().is_some_and(|extension| extension == "ko")
+        {
+            files.insert(normal(stem), path);
         }
     }
     Ok(())
@@ -154,6 +154,7 @@ fn dependencies(module: &[u8]) -> Vec<String> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
 mod tests {
     use super::{Modules, dependencies, extract_vmlinux};
 

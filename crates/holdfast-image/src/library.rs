@@ -106,13 +106,15 @@ impl Library {
             if is_current {
                 fs::remove_file(self.images().join(CURRENT))?;
             }
-            // Out of the library in one step; what is left of it after a crash is cleared away by
-            // the next build.
+            // Out of the library in one step; what is left of it after a crash, or by an interrupted
+            // build before, is cleared away.
+            self.clear_building()?;
             let building = self.building();
             fs::create_dir_all(&building)?;
             let leaving = building.join(format!("removed-{digest}"));
             fs::rename(self.path(&digest), &leaving)?;
-            fs::remove_dir_all(leaving)
+            fs::remove_dir_all(leaving)?;
+            fs::remove_dir(building)
         };
         remove().doing(|| format!("removing image {digest}"))?;
         drop(lock);
@@ -175,6 +177,14 @@ impl Library {
         self.cache.join("building")
     }
 
+    /// Removes what an interrupted build left. Only for the holder of the lock.
+    pub(crate) fn clear_building(&self) -> io::Result<()> {
+        match fs::remove_dir_all(self.building()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn contains(&self, digest: &str) -> bool {
         self.path(digest).join(MANIFEST).is_file()
     }
@@ -193,9 +203,7 @@ impl Library {
     pub(crate) fn point_current(&self, _: &Lock, digest: &str) -> Result<()> {
         let link = self.images().join(CURRENT);
         let point = || -> io::Result<()> {
-            let building = self.building();
-            fs::create_dir_all(&building)?;
-            let new = building.join(CURRENT);
+            let new = self.images().join(".current.new");
             if fs::symlink_metadata(&new).is_ok() {
                 fs::remove_file(&new)?;
             }

@@ -133,6 +133,7 @@ impl Recipe {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test ends where something is not as it should be")]
 mod tests {
     use super::{PACKAGE_LOCK, Recipe};
 

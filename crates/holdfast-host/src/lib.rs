@@ -3,6 +3,18 @@
 //! Only this crate dials a guest, and only inside that VM's own network namespace: no address of a
 //! guest ever leaves it. It must never know about sessions or the store.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on fails"))]
+
+mod command;
+pub mod disk;
 pub mod driver;
+pub mod drivers;
 pub mod error;
+mod files;
 pub mod guest;
+pub mod host;
+pub mod net;
+pub mod process;
+pub mod registry;
+pub mod snapshot;
+pub mod statedir;

@@ -1,0 +1,3 @@
+//! The drivers. Each knows its own VMM and nothing of another; what they share is [`crate::host`].
+
+pub mod qemu;

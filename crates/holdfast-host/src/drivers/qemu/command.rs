@@ -1,0 +1,233 @@
+//! The command line of a VMM. It names no path of ours: whatever QEMU may use it is handed open, so its
+//! user needs no right to any file.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::OpenOptionsExt as _,
+    },
+    path::Path,
+};
+
+use crate::{
+    driver::{DriverError, ImageRef, Result, VmSpec},
+    net::{GATEWAY, GUEST, GUEST_MAC},
+    process::Handed,
+};
+
+/// Memory that QEMU takes besides the guest's: itself, device queues, and translated code under TCG.
+pub(super) const OVERHEAD_MIB: u64 = 768;
+/// Space for translated code under TCG. QEMU's own choice grows with the host.
+const TRANSLATED_MIB: u32 = 384;
+
+/// How the guest's instructions are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Accel {
+    Kvm,
+    Tcg,
+}
+
+impl Accel {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+/// Where the guest's memory is.
+pub(super) struct Memory {
+    pub(super) file: OwnedFd,
+    /// Pages that the guest changes are changed in the file too.
+    pub(super) shared: bool,
+}
+
+/// Everything that a VMM is handed.
+pub(super) struct Parts<'a> {
+    pub(super) spec: &'a VmSpec,
+    pub(super) accel: Accel,
+    pub(super) memory: Memory,
+    pub(super) upper: File,
+    pub(super) serial: File,
+    pub(super) qmp: OwnedFd,
+    pub(super) tap: Handed,
+    /// Waits for the state of another VM instead of booting.
+    pub(super) incoming: bool,
+}
+
+/// A command line, and the files that belong to it.
+#[derive(Default)]
+pub(super) struct Line {
+    pub(super) args: Vec<String>,
+    pub(super) handed: Vec<Handed>,
+}
+
+impl Line {
+    fn arg(&mut self, option: &str, value: impl Into<String>) {
+        self.args.push(option.to_owned());
+        self.args.push(value.into());
+    }
+
+    fn hand(&mut self, file: &impl AsFd) -> Result<&Handed> {
+        self.keep(Handed::new(file).map_err(|e| DriverError::io("handing a file to the VMM", e))?)
+    }
+
+    fn keep(&mut self, file: Handed) -> Result<&Handed> {
+        self.handed.push(file);
+        self.handed
+            .last()
+            .ok_or_else(|| DriverError::io("handing a file", io::ErrorKind::Other.into()))
+    }
+
+    /// Hands a file as a set that QEMU opens by the path in the answer.
+    fn set(&mut self, file: &impl AsFd) -> Result<String> {
+        let number = self.hand(file)?.number();
+        self.arg("-add-fd", format!("fd={number},set={number}"));
+        Ok(format!("/dev/fdset/{number}"))
+    }
+}
+
+/// The command line for a VM.
+pub(super) fn line(parts: Parts<'_>) -> Result<Line> {
+    let Parts { spec, accel, .. } = parts;
+    let image = Image::open(&spec.image)?;
+    let mut line = Line::default();
+    line.args.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
+    line.arg("-name", format!("holdfast-{}", spec.vm));
+    line.arg("-display", "none");
+    line.arg("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    machine(&mut line, accel);
+    line.arg("-global", "virtio-mmio.force-legacy=false");
+    line.arg("-smp", spec.vcpus.to_string());
+    line.arg("-m", format!("{}M", spec.memory_mib));
+    line.arg("-rtc", "base=utc,clock=host");
+
+    let path = line.hand(&parts.memory.file)?.path();
+    let share = if parts.memory.shared { "on" } else { "off" };
+    line.arg(
+        "-object",
+        format!(
+            "memory-backend-file,id=mem,size={}M,mem-path={path},share={share}",
+            spec.memory_mib
+        ),
+    );
+
+    let kernel = line.hand(&image.kernel)?.path();
+    line.arg("-kernel", kernel);
+    let initramfs = line.hand(&image.initramfs)?.path();
+    line.arg("-initrd", initramfs);
+    line.arg("-append", kernel_line(spec, accel));
+
+    let root = line.set(&image.root)?;
+    line.arg(
+        "-blockdev",
+        format!("driver=file,node-name=root,filename={root},read-only=on,locking=off"),
+    );
+    line.arg("-device", "virtio-blk-device,id=disk-root,drive=root");
+    let upper = line.set(&parts.upper)?;
+    line.arg(
+        "-blockdev",
+        format!("driver=file,node-name=upper,filename={upper},locking=off,discard=unmap"),
+    );
+    line.arg("-device", "virtio-blk-device,id=disk-upper,drive=upper,discard=on");
+
+    let tap = line.keep(parts.tap)?.number();
+    line.arg("-netdev", format!("tap,id=net,fd={tap},vhost=off"));
+    line.arg("-device", format!("virtio-net-device,id=nic,netdev=net,mac={GUEST_MAC}"));
+    line.arg("-object", "rng-builtin,id=rng");
+    line.arg("-device", "virtio-rng-device,id=random,rng=rng");
+
+    let serial = line.set(&parts.serial)?;
+    line.arg("-chardev", format!("file,id=serial,path={serial},append=on"));
+    line.arg("-serial", "chardev:serial");
+    let qmp = line.hand(&parts.qmp)?.number();
+    line.arg("-chardev", format!("socket,id=qmp,fd={qmp},server=on,wait=off"));
+    line.arg("-mon", "chardev=qmp,mode=control");
+    if parts.incoming {
+        line.arg("-incoming", "defer");
+    }
+    Ok(line)
+}
+
+/// Machine, accelerator and processor.
+fn machine(line: &mut Line, accel: Accel) {
+    // Without interrupt controller and timer of old the kernel does not come up under TCG.
+    line.arg("-machine", "microvm,rtc=on,acpi=on,memory-backend=mem");
+    match accel {
+        Accel::Kvm => {
+            line.arg("-accel", "kvm");
+            line.arg("-cpu", "host");
+        }
+        Accel::Tcg => {
+            line.arg("-accel", format!("tcg,thread=multi,tb-size={TRANSLATED_MIB}"));
+            line.arg("-cpu", "max");
+        }
+    }
+}
+
+fn kernel_line(spec: &VmSpec, accel: Accel) -> String {
+    let screen = spec.screen;
+    let clock = match accel {
+        Accel::Kvm => String::new(),
+        Accel::Tcg => format!(" tsc_early_khz={}", super::tsc::khz()),
+    };
+    format!(
+        "console=ttyS0 quiet panic=1 reboot=t random.trust_cpu=on{clock} \
+         holdfast.screen={}x{} holdfast.net={GUEST}/30,{GATEWAY}",
+        screen.width, screen.height
+    )
+}
+
+/// Groups that may open the KVM device.
+pub(super) fn kvm_groups(accel: Accel) -> Vec<u32> {
+    match std::fs::metadata("/dev/kvm") {
+        Ok(device) if accel == Accel::Kvm => vec![std::os::unix::fs::MetadataExt::gid(&device)],
+        _ => Vec::new(),
+    }
+}
+
+/// The files of an image, open.
+pub(super) struct Image {
+    root: File,
+    pub(super) kernel: File,
+    initramfs: File,
+}
+
+impl Image {
+    pub(super) fn open(image: &ImageRef) -> Result<Self> {
+        let open = |name: &str| open_part(&image.path, name);
+        open("manifest.json")?;
+        let kernel = open("vmlinux")?;
+        let mut magic = [0; 4];
+        let read = std::os::unix::fs::FileExt::read_exact_at(&kernel, &mut magic, 0);
+        if read.is_err() || &magic != b"\x7fELF" {
+            return Err(refused(
+                &image.path,
+                "vmlinux is not an uncompressed kernel; build the image again",
+            ));
+        }
+        Ok(Self { root: open("rootfs.img")?, kernel, initramfs: open("initramfs.img")? })
+    }
+}
+
+fn open_part(dir: &Path, name: &str) -> Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::CLOEXEC.bits() as i32)
+        .open(dir.join(name))
+        .map_err(|e| refused(dir, &format!("{name}: {e}; build or fetch the image again")))?;
+    // QEMU opens kernel and initramfs anew as its own user; directories above do not matter to that.
+    let mode =
+        file.metadata().map(|m| std::os::unix::fs::MetadataExt::mode(&m)).unwrap_or_default();
+    if mode & 0o004 == 0 {
+        return Err(refused(dir, &format!("{name} is not readable by all; run `chmod a+r` on it")));
+    }
+    Ok(file)
+}
+
+fn refused(dir: &Path, why: &str) -> DriverError {
+    DriverError::Image { path: dir.display().to_string(), why: why.to_owned() }
+}

@@ -1,0 +1,146 @@
+//! Starts a VMM and waits until it runs the guest.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{OpenOptionsExt as _, PermissionsExt as _},
+            net::UnixListener,
+        },
+    },
+};
+
+use holdfast_core::VmId;
+use rustix::fs::{MemfdFlags, OFlags, memfd_create};
+
+use super::{
+    QemuDriver, READY_DEADLINE, SOCKET,
+    command::{self, Memory, OVERHEAD_MIB, Parts},
+    qmp::Qmp,
+};
+use crate::{
+    driver::{DriverError, Process, Result, StartFrom, VmSpec},
+    files,
+    process::{Limits, Vmm},
+    statedir::{SERIAL, UPPER, VmDir},
+};
+
+/// There while a start is not complete. A VMM found with it is not adopted but started anew.
+const STARTING: &str = "starting";
+/// Name of the anonymous file that holds the memory of a VM that was booted.
+pub(super) const MEMORY_NAME: &str = "holdfast-memory";
+
+impl QemuDriver {
+    pub(super) async fn launch(&self, vm: VmId, from: &StartFrom) -> Result<()> {
+        let dir = self.host.dir(vm);
+        let spec = dir.spec()?;
+        let io = |source| DriverError::io(format!("starting VM {vm}"), source);
+        match self.host.processes().look(&dir) {
+            Process::Running { .. } if !dir.file(STARTING).exists() => return Ok(()),
+            Process::Unknown { why } => {
+                let operation = format!("starting VM {vm}");
+                return Err(DriverError::Refused { operation, message: why });
+            }
+            _ => self.host.kill(vm).await?,
+        }
+        File::create(dir.file(STARTING)).map_err(io)?;
+        let started = match from {
+            StartFrom::Boot => self.boot(&dir, &spec).await,
+            StartFrom::Snapshot(path) => self.restore(&dir, &spec, path).await,
+        };
+        if started.is_err() {
+            // Nothing half started stays behind; the first error is the one that matters.
+            if let Err(error) = self.host.kill(vm).await {
+                tracing::warn!(%vm, %error, "a VMM that failed to start could not be ended");
+            }
+        }
+        files::remove_if_there(&dir.file(STARTING)).map_err(io)?;
+        started
+    }
+
+    async fn boot(&self, dir: &VmDir, spec: &VmSpec) -> Result<()> {
+        let memory = Memory { file: fresh_memory(spec)?, shared: true };
+        let mut qmp = self.spawn(dir, spec, memory, false).await?;
+        match qmp.status().await?.as_str() {
+            "running" => Ok(()),
+            // Pausing itself at an internal error, for instance.
+            other => Err(DriverError::Refused {
+                operation: format!("booting VM {}", spec.vm),
+                message: format!("the VMM is `{other}`"),
+            }),
+        }
+    }
+
+    /// Starts the VMM and waits until it answers.
+    pub(super) async fn spawn(
+        &self,
+        dir: &VmDir,
+        spec: &VmSpec,
+        memory: Memory,
+        incoming: bool,
+    ) -> Result<Qmp> {
+        let vm = spec.vm;
+        let io = |source| DriverError::io(format!("preparing the VMM of VM {vm}"), source);
+        let lease = self.host.lease(vm)?;
+        let note = if memory.shared { "shared" } else { "private" };
+        let line = command::line(Parts {
+            spec,
+            accel: self.accel,
+            memory,
+            upper: OpenOptions::new().read(true).write(true).open(dir.file(UPPER)).map_err(io)?,
+            serial: OpenOptions::new()
+                .create(true)
+                .append(true)
+                .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+                .open(dir.file(SERIAL))
+                .map_err(io)?,
+            qmp: listen(dir).map_err(io)?,
+            tap: self.host.open_tap(vm).await?,
+            incoming,
+        })?;
+        let disk = u64::from(spec.disk_mib) << 20;
+        let vmm = Vmm {
+            program: self.host.config().qemu.clone(),
+            args: line.args,
+            handed: line.handed,
+            namespace: Some(self.host.namespace(vm)?),
+            user: Some((self.host.uid(&lease), command::kvm_groups(self.accel))),
+            limits: Limits {
+                memory_mib: u64::from(spec.memory_mib) + OVERHEAD_MIB,
+                vcpus: spec.vcpus,
+                file_bytes: disk.max(u64::from(spec.memory_mib) << 20),
+            },
+        };
+        self.host.processes().spawn(dir, vmm, note).await?;
+        let socket = dir.file(SOCKET);
+        tokio::select! {
+            exit = self.host.wait_exit(vm) => Err(DriverError::Exited { vm, why: exit? }),
+            qmp = Qmp::connect(&socket, READY_DEADLINE) => match qmp {
+                // A VMM that ends also breaks the connection; its own words say more.
+                Err(DriverError::Io { .. }) => {
+                    Err(DriverError::Exited { vm, why: self.host.wait_exit(vm).await? })
+                }
+                qmp => qmp,
+            },
+        }
+    }
+}
+
+/// Memory that exists as long as the VMM does and has no name to be left behind.
+pub(super) fn fresh_memory(spec: &VmSpec) -> Result<OwnedFd> {
+    let io = |source: io::Error| DriverError::io("making the guest's memory", source);
+    let file =
+        File::from(memfd_create(MEMORY_NAME, MemfdFlags::CLOEXEC).map_err(|e| io(e.into()))?);
+    file.set_len(u64::from(spec.memory_mib) << 20).map_err(io)?;
+    Ok(file.into())
+}
+
+/// The VMM's own interface, listening already: only root can connect, and nobody can take its place.
+fn listen(dir: &VmDir) -> io::Result<OwnedFd> {
+    files::remove_if_there(&dir.file(SOCKET))?;
+    let listener = UnixListener::bind(dir.file(SOCKET))?;
+    fs::set_permissions(dir.file(SOCKET), fs::Permissions::from_mode(0o600))?;
+    Ok(listener.into())
+}

@@ -1,0 +1,150 @@
+//! Durable small files and sparse copies.
+//!
+//! Whatever is written here is either complete after a crash or not there.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    path::Path,
+};
+
+use rustix::fs::{OFlags, SeekFrom as Sparse, ioctl_ficlone, seek};
+use serde::{Serialize, de::DeserializeOwned};
+
+/// Unit of sparse copies and of checksums.
+pub(crate) const CHUNK: usize = 64 * 1024;
+
+/// Syncs a directory, so that names made or removed in it survive a crash.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Writes a JSON file: to a temporary name, synced, renamed, directory synced.
+pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let temporary = path.with_extension("json.new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+        .open(&temporary)?;
+    file.write_all(&serde_json::to_vec_pretty(value)?)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    sync_dir(dir)
+}
+
+/// Reads a JSON file; `None` when there is none.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes a file; it need not be there.
+pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The last `max` bytes of a file as text; empty when there is none.
+pub(crate) fn tail(path: &Path, max: usize) -> io::Result<String> {
+    let mut file =
+        match OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)
+        {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
+            Err(error) => return Err(error),
+        };
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(max as u64)))?;
+    let mut bytes = Vec::new();
+    file.take(max as u64).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Copies a file block by block where the file system cannot share blocks; holes and zeros stay
+/// holes. `to` is empty.
+pub(crate) fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
+    if ioctl_ficlone(to, from).is_ok() {
+        return Ok(());
+    }
+    to.set_len(from.metadata()?.len())?;
+    each_chunk(from, |offset, chunk| to.write_all_at(chunk, offset))
+}
+
+/// Calls `visit` with offset and content of every chunk that is not all zeros.
+pub(crate) fn each_chunk(
+    from: &File,
+    mut visit: impl FnMut(u64, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let length = from.metadata()?.len();
+    let mut buffer = vec![0; CHUNK];
+    let mut offset = 0;
+    while offset < length {
+        // A file system without holes answers the offset that it was asked about.
+        let data = match seek(from, Sparse::Data(offset)) {
+            Ok(data) => data,
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(_) => offset,
+        };
+        let end = seek(from, Sparse::Hole(data)).unwrap_or(length).min(length);
+        offset = data / CHUNK as u64 * CHUNK as u64;
+        while offset < end {
+            let wanted = CHUNK.min((length - offset) as usize);
+            let chunk = &mut buffer[..wanted];
+            from.read_exact_at(chunk, offset)?;
+            if chunk.iter().any(|byte| *byte != 0) {
+                visit(offset, chunk)?;
+            }
+            offset += wanted as u64;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sparse_copies_are_equal_and_stay_sparse() {
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let from = File::create_new(dir.path().join("from")).unwrap();
+        from.set_len(64 << 20).unwrap();
+        from.write_all_at(b"first", 10).unwrap();
+        from.write_all_at(b"last", (64 << 20) - 4).unwrap();
+        let from = File::open(dir.path().join("from")).unwrap();
+        let to = File::create_new(dir.path().join("to")).unwrap();
+        copy_sparse(&from, &to).unwrap();
+        assert_eq!(
+            fs::read(dir.path().join("from")).unwrap(),
+            fs::read(dir.path().join("to")).unwrap()
+        );
+        assert!(to.metadata().unwrap().blocks() * 512 < 1 << 20);
+    }
+
+    #[test]
+    fn seek_data_past_a_hole_in_the_middle_of_a_chunk_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let file = File::create_new(&path).unwrap();
+        file.write_all_at(&[1; 4096], 4096 * 15).unwrap();
+        file.write_all_at(&[2; 4096], 4096 * 33).unwrap();
+        let mut seen = 0;
+        each_chunk(&File::open(&path).unwrap(), |_, chunk| {
+            seen += chunk.iter().filter(|b| **b != 0).count();
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(seen, 8192);
+    }
+}

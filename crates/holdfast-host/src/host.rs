@@ -1,0 +1,293 @@
+//! One host: what every driver does alike with state directory, registry, network and processes.
+//!
+//! Owns the order in which things are made and removed. A driver adds how its VMM is started, paused
+//! and snapshotted. Must never know which VMM it is.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs, io,
+    net::Ipv4Addr,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use holdfast_core::VmId;
+use tokio::sync::OwnedMutexGuard;
+
+use crate::{
+    disk,
+    driver::{DriverError, GuestStream, Observed, Process, Result, Usage, VmSpec},
+    net::{self, Range, namespace},
+    process::{self, Handed, Processes, cgroups},
+    registry::{Lease, Registry},
+    statedir::{StateDir, UPPER, VmDir},
+};
+
+/// How often consoles are looked at. Between two looks a guest writes what its serial port lets
+/// through, some tens of MB at most.
+const TRIM_INTERVAL: Duration = Duration::from_secs(1);
+/// Clock ticks per second in /proc, the same on every Linux (USER_HZ).
+const USER_HZ: u64 = 100;
+
+/// Where and how VMs run on this host.
+#[derive(Debug, Clone)]
+pub struct HostConfig {
+    /// Where VMs live; names this instance on the machine.
+    pub state_dir: PathBuf,
+    /// First of the user ids that VMMs run under; each VM gets one of its own.
+    pub uid_base: u32,
+    /// Network that host-side addresses of VMs are taken from.
+    pub address_range: Range,
+    /// QEMU's program, found in PATH when it is a bare name.
+    pub qemu: PathBuf,
+    /// Leases of all instances on this machine; vanishes at a reboot.
+    pub run_dir: PathBuf,
+}
+
+impl HostConfig {
+    /// The defaults, for a state directory.
+    pub fn new(state_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            state_dir: state_dir.into(),
+            uid_base: 200_000,
+            address_range: Range::default(),
+            qemu: PathBuf::from("qemu-system-x86_64"),
+            run_dir: PathBuf::from("/run/holdfast"),
+        }
+    }
+}
+
+/// One host. Cheap to clone.
+#[derive(Clone)]
+pub struct Host {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: HostConfig,
+    state: StateDir,
+    registry: Registry,
+    processes: Processes,
+    locks: Mutex<HashMap<VmId, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+impl Host {
+    /// Opens the state directory and starts keeping consoles short; needs a runtime.
+    pub fn open(config: HostConfig) -> Result<Self> {
+        let state = StateDir::open(&config.state_dir)?;
+        let registry = Registry::open(&config.run_dir, &state, config.address_range)?;
+        let processes = Processes::new(&state);
+        let inner = Arc::new(Inner { config, state, registry, processes, locks: Mutex::default() });
+        tokio::spawn(keep_consoles_short(Arc::downgrade(&inner)));
+        Ok(Self { inner })
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &HostConfig {
+        &self.inner.config
+    }
+
+    /// Its VMM processes.
+    pub fn processes(&self) -> &Processes {
+        &self.inner.processes
+    }
+
+    /// Its state directory.
+    pub fn state(&self) -> &StateDir {
+        &self.inner.state
+    }
+
+    /// The directory of a VM.
+    pub fn dir(&self, vm: VmId) -> VmDir {
+        self.inner.state.vm(vm)
+    }
+
+    /// Waits until nobody else changes this VM.
+    pub async fn lock(&self, vm: VmId) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.inner.locks.lock().unwrap_or_else(PoisonError::into_inner);
+            locks.retain(|_, lock| lock.strong_count() > 0);
+            let lock = locks.get(&vm).and_then(Weak::upgrade).unwrap_or_default();
+            locks.insert(vm, Arc::downgrade(&lock));
+            lock
+        };
+        lock.lock_owned().await
+    }
+
+    /// Makes directory, intent and disk. The caller holds the lock, as for all that changes a VM.
+    pub async fn create(&self, spec: &VmSpec) -> Result<()> {
+        let dir = self.dir(spec.vm);
+        dir.create(spec)?;
+        disk::make_upper(&dir.file(UPPER), spec.disk_mib).await
+    }
+
+    /// Makes the network.
+    pub async fn connect(&self, vm: VmId) -> Result<Ipv4Addr> {
+        let dir = self.dir(vm);
+        let spec = dir.spec()?;
+        let lease = self.inner.registry.acquire(&dir)?;
+        let range = self.config().address_range;
+        net::connect(&lease, self.uid(&lease), range, &spec.egress).await?;
+        Ok(lease.address)
+    }
+
+    /// The lease of a VM that is connected.
+    pub fn lease(&self, vm: VmId) -> Result<Lease> {
+        self.inner.registry.find(vm)?.ok_or_else(|| DriverError::Refused {
+            operation: format!("starting VM {vm}"),
+            message: "it has no network yet".to_owned(),
+        })
+    }
+
+    /// User and group id of a VM's VMM.
+    pub fn uid(&self, lease: &Lease) -> u32 {
+        self.config().uid_base + lease.slot
+    }
+
+    /// The network namespace of a VM.
+    pub fn namespace(&self, vm: VmId) -> Result<Arc<OwnedFd>> {
+        namespace::open(vm).map(Arc::new)
+    }
+
+    /// The tap device of a VM, attached and open, for a VMM that must not open it itself.
+    pub async fn open_tap(&self, vm: VmId) -> Result<Handed> {
+        let inside = self.namespace(vm)?;
+        // Attaching would make a device that is not there, without its rules.
+        if !namespace::has_link(&inside, net::TAP).await? {
+            return Err(DriverError::Refused {
+                operation: format!("opening the network device of VM {vm}"),
+                message: "there is none; connect the VM again".to_owned(),
+            });
+        }
+        let operation = "opening the network device of a VM";
+        let tap = namespace::run(&inside, operation, || process::open_tap(net::TAP)).await?;
+        Handed::new(&tap).map_err(|e| DriverError::io(operation, e))
+    }
+
+    /// Kills the VMM, waits for its end, and forgets it. A process that cannot be identified is an error
+    /// and is left alone.
+    pub async fn kill(&self, vm: VmId) -> Result<()> {
+        self.inner.processes.kill(&self.dir(vm)).await
+    }
+
+    /// Removes everything that the VM owns.
+    pub async fn destroy(&self, vm: VmId) -> Result<()> {
+        let dir = self.dir(vm);
+        self.kill(vm).await?;
+        let lease = self.inner.registry.find(vm)?;
+        if lease.is_some() || dir.exists() || namespace::path(vm).exists() {
+            self.forbid_foreign(vm, &dir, lease.as_ref())?;
+        }
+        net::disconnect(self.inner.state.instance(), vm, lease.as_ref()).await?;
+        // The directory before the lease: while anything is left, the VM is still listed.
+        dir.remove()?;
+        self.inner.registry.release(vm)
+    }
+
+    /// A namespace is named by the VM alone, so whose it is has to be known from elsewhere.
+    fn forbid_foreign(&self, vm: VmId, dir: &VmDir, lease: Option<&Lease>) -> Result<()> {
+        if lease.is_none() && !dir.exists() && self.inner.registry.belongs_to_another(vm)? {
+            return Err(DriverError::Refused {
+                operation: format!("removing VM {vm}"),
+                message: "it belongs to another Holdfast on this machine".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// What the machine holds of a VM.
+    pub fn inspect(&self, vm: VmId) -> Result<Observed> {
+        let dir = self.dir(vm);
+        let lease = self.inner.registry.find(vm)?;
+        let (directory, namespace) = (dir.exists(), namespace::open(vm).is_ok());
+        let network = namespace && lease.is_some();
+        Ok(Observed {
+            vm,
+            process: self.inner.processes.look(&dir),
+            directory,
+            network,
+            address: lease.filter(|_| network).map(|lease| lease.address),
+            created_at: dir.created_at(),
+        })
+    }
+
+    /// Every VM that anything on the machine says is of this instance.
+    pub async fn list(&self) -> Result<Vec<Observed>> {
+        let inner = &self.inner;
+        let instance = inner.state.instance();
+        let mut vms: BTreeSet<VmId> = inner.state.list()?.into_iter().collect();
+        vms.extend(inner.registry.list()?);
+        vms.extend(inner.processes.list()?);
+        vms.extend(net::list(instance).await?);
+        vms.extend(cgroups(instance));
+        vms.into_iter().map(|vm| self.inspect(vm)).collect()
+    }
+
+    /// Waits for the end of the VMM.
+    pub async fn wait_exit(&self, vm: VmId) -> Result<String> {
+        self.inner.processes.wait_exit(&self.dir(vm)).await
+    }
+
+    /// Connects to a port of the guest.
+    pub async fn dial(&self, vm: VmId, port: u16) -> Result<GuestStream> {
+        if self.inner.registry.find(vm)?.is_none() {
+            return Err(DriverError::NotFound(vm));
+        }
+        net::dial::dial(vm, port).await
+    }
+
+    /// The end of the guest's console.
+    pub fn console(&self, vm: VmId, max_bytes: usize) -> Result<String> {
+        let dir = self.dir(vm);
+        if !dir.exists() {
+            return Err(DriverError::NotFound(vm));
+        }
+        dir.console(max_bytes)
+    }
+
+    /// What the VM uses.
+    pub fn usage(&self, vm: VmId) -> Result<Usage> {
+        let dir = self.dir(vm);
+        if !dir.exists() {
+            return Err(DriverError::NotFound(vm));
+        }
+        let mut usage = Usage { disk_bytes: dir.disk_bytes(), ..Usage::default() };
+        if let Process::Running { pid, .. } = self.inner.processes.look(&dir) {
+            // A VMM that ends meanwhile uses nothing.
+            let _ = measure(pid, &mut usage);
+        }
+        Ok(usage)
+    }
+}
+
+fn measure(pid: i32, usage: &mut Usage) -> io::Result<()> {
+    for line in fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?.lines() {
+        let value = || line.split_whitespace().nth(1).and_then(|v| v.parse().ok()).unwrap_or(0);
+        if line.starts_with("Pss:") {
+            usage.memory_pss_kib = value();
+        } else if line.starts_with("Rss:") {
+            usage.memory_rss_kib = value();
+        }
+    }
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    // Fields 14 and 15, utime and stime; the first here is field 3.
+    let ticks: u64 = fields.split(' ').skip(11).take(2).filter_map(|t| t.parse::<u64>().ok()).sum();
+    usage.cpu_ms = ticks * 1000 / USER_HZ;
+    Ok(())
+}
+
+async fn keep_consoles_short(inner: Weak<Inner>) {
+    let mut ticks = tokio::time::interval(TRIM_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(inner) = inner.upgrade() else { return };
+        for vm in inner.state.list().unwrap_or_default() {
+            // One that is removed meanwhile has no console.
+            let _ = inner.state.vm(vm).trim_console();
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Control groups of VMMs, outside the server's own, so that VMMs never stand in the way of its restart.
+//!
+//! Version 2 where it has controllers, version 1 otherwise; limits are left out where the hierarchy
+//! cannot be written, as in most containers.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use holdfast_core::VmId;
+
+use super::Limits;
+use crate::driver::{DriverError, Result};
+
+const ROOT: &str = "/sys/fs/cgroup";
+/// Most threads and processes of a VMM.
+const PIDS: u32 = 256;
+/// An empty group can be removed at once; one whose last process just died, a moment later.
+const REMOVE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A hierarchy, with what to write for given limits.
+struct Hierarchy {
+    root: PathBuf,
+    settings: Settings,
+}
+
+/// File names and values for given limits.
+type Settings = fn(Limits) -> Vec<(&'static str, String)>;
+
+fn hierarchies() -> Vec<Hierarchy> {
+    let root = Path::new(ROOT);
+    if fs::read_to_string(root.join("cgroup.controllers")).is_ok_and(|c| c.contains("memory")) {
+        return vec![Hierarchy {
+            root: root.to_owned(),
+            settings: |limits| {
+                vec![
+                    ("memory.max", (limits.memory_mib << 20).to_string()),
+                    ("pids.max", PIDS.to_string()),
+                    ("cpu.weight", (u32::from(limits.vcpus) * 50).clamp(1, 10_000).to_string()),
+                ]
+            },
+        }];
+    }
+    let version_1: [(&str, Settings); 3] = [
+        ("memory", |limits| vec![("memory.limit_in_bytes", (limits.memory_mib << 20).to_string())]),
+        ("pids", |_| vec![("pids.max", PIDS.to_string())]),
+        ("cpu", |limits| vec![("cpu.shares", (u32::from(limits.vcpus) * 512).to_string())]),
+    ];
+    version_1
+        .into_iter()
+        .map(|(name, settings)| Hierarchy { root: root.join(name), settings })
+        .filter(|hierarchy| hierarchy.root.join("cgroup.procs").exists())
+        .collect()
+}
+
+fn parent(hierarchy: &Hierarchy, instance: &str) -> PathBuf {
+    hierarchy.root.join(format!("holdfast-{instance}"))
+}
+
+/// Makes the VM's groups and answers the files through which a process enters them.
+pub(super) fn make(instance: &str, vm: VmId, limits: Limits) -> io::Result<Vec<File>> {
+    let mut entrances = Vec::new();
+    for hierarchy in hierarchies() {
+        let parent = parent(&hierarchy, instance);
+        let group = parent.join(vm.to_string());
+        match fs::create_dir_all(&group) {
+            Err(error) if unwritable(&error) => {
+                tracing::debug!(group = %group.display(), %error, "limits cannot be set");
+                continue;
+            }
+            made => made?,
+        }
+        // Version 2 hands controllers down by name; version 1 has no such file.
+        for dir in [&hierarchy.root, &parent] {
+            let control = dir.join("cgroup.subtree_control");
+            if control.exists() {
+                fs::write(control, "+memory +pids +cpu")?;
+            }
+        }
+        for (file, value) in (hierarchy.settings)(limits) {
+            fs::write(group.join(file), value)?;
+        }
+        entrances.push(File::options().write(true).open(group.join("cgroup.procs"))?);
+    }
+    Ok(entrances)
+}
+
+/// Removes the VM's groups; they need not be there. No process may be in them.
+pub(super) async fn remove(instance: &str, vm: VmId) -> Result<()> {
+    for hierarchy in hierarchies() {
+        let parent = parent(&hierarchy, instance);
+        let group = parent.join(vm.to_string());
+        let began = std::time::Instant::now();
+        loop {
+            match fs::remove_dir(&group) {
+                Ok(()) => break,
+                Err(error) if error.kind() == io::ErrorKind::NotFound || unwritable(&error) => {
+                    break;
+                }
+                Err(_) if began.elapsed() < REMOVE_DEADLINE => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Err(error) => {
+                    return Err(DriverError::io(format!("removing {}", group.display()), error));
+                }
+            }
+        }
+        // Succeeds for the last VM only.
+        let _ = fs::remove_dir(&parent);
+    }
+    Ok(())
+}
+
+fn unwritable(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+}
+
+/// VMs that have a group of this instance.
+pub(crate) fn list(instance: &str) -> Vec<VmId> {
+    let names =
+        |hierarchy: Hierarchy| fs::read_dir(parent(&hierarchy, instance)).into_iter().flatten();
+    hierarchies()
+        .into_iter()
+        .flat_map(names)
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect()
+}

@@ -1,0 +1,157 @@
+//! What names a process for ever: its pid together with its start time and the host's boot.
+
+use std::{fs, io, os::fd::OwnedFd};
+
+use holdfast_core::VmId;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize};
+
+use super::pid;
+
+/// Environment variable of a VMM that holds `<instance> <vm-id>`.
+pub(crate) const MARK: &str = "HOLDFAST_VM";
+
+/// A process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Process id.
+    pub pid: i32,
+    /// Start time in clock ticks since the host's boot.
+    pub start_ticks: u64,
+    /// The host's boot, from /proc/sys/kernel/random/boot_id.
+    pub boot_id: String,
+}
+
+/// Whether a process lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Alive {
+    /// It does.
+    Yes {
+        /// It was stopped by a signal.
+        stopped: bool,
+    },
+    /// It is proven gone.
+    No {
+        /// By what.
+        why: String,
+    },
+}
+
+impl Identity {
+    /// The identity of a process that exists now.
+    pub fn of(raw: i32) -> io::Result<Self> {
+        let stat = Stat::read(raw)?.ok_or(io::ErrorKind::NotFound)?;
+        Ok(Self { pid: raw, start_ticks: stat.start_ticks, boot_id: boot_id()? })
+    }
+
+    /// Whether it lives. An error proves nothing.
+    pub fn alive(&self) -> io::Result<Alive> {
+        let gone = |why: &str| Ok(Alive::No { why: why.to_owned() });
+        if self.boot_id != boot_id()? {
+            return gone("the host was rebooted");
+        }
+        match Stat::read(self.pid)? {
+            None => gone("no such process exists any more"),
+            Some(stat) if stat.start_ticks != self.start_ticks => {
+                gone("its process id belongs to another process now")
+            }
+            Some(Stat { state: 'Z' | 'X', .. }) => gone("it is dead"),
+            Some(stat) => Ok(Alive::Yes { stopped: matches!(stat.state, 'T' | 't') }),
+        }
+    }
+
+    /// A descriptor of it; `None` when it is proven gone.
+    pub fn open(&self) -> io::Result<Option<OwnedFd>> {
+        let pidfd = match pidfd_open(self.raw(), PidfdFlags::NONBLOCK) {
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            pidfd => pidfd?,
+        };
+        // Opened first and checked then: the descriptor cannot change hands.
+        Ok(matches!(self.alive()?, Alive::Yes { .. }).then_some(pidfd))
+    }
+
+    pub(super) fn raw(&self) -> Pid {
+        pid(self.pid).unwrap_or(Pid::INIT)
+    }
+}
+
+struct Stat {
+    state: char,
+    start_ticks: u64,
+}
+
+impl Stat {
+    fn read(pid: i32) -> io::Result<Option<Self>> {
+        let text = match fs::read_to_string(format!("/proc/{pid}/stat")) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // The process went between opening and reading.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        Self::parse(&text).map(Some).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// The name in parentheses may hold anything, also parentheses; the fields begin behind the last.
+    fn parse(text: &str) -> Option<Self> {
+        let (_, fields) = text.rsplit_once(") ")?;
+        let mut fields = fields.split(' ');
+        let state = fields.next()?.chars().next()?;
+        // Field 22, and `state` was field 3.
+        let start_ticks = fields.nth(18)?.parse().ok()?;
+        Some(Self { state, start_ticks })
+    }
+}
+
+fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// Every process that carries the mark of the instance.
+pub(super) fn marked(instance: &str) -> io::Result<Vec<(VmId, Identity)>> {
+    let prefix = format!("{MARK}={instance} ");
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
+        else {
+            continue;
+        };
+        // A process that ends while it is looked at is none.
+        let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { continue };
+        let vm = environment
+            .split(|byte| *byte == 0)
+            .find_map(|entry| std::str::from_utf8(entry).ok()?.strip_prefix(&prefix)?.parse().ok());
+        if let Some(vm) = vm
+            && let Ok(identity) = Identity::of(pid)
+            && matches!(identity.alive(), Ok(Alive::Yes { .. }))
+        {
+            found.push((vm, identity));
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_with_parentheses_do_not_confuse() {
+        let text = "7 (a) (b) R) S 1 7 7 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 4711 9 9 9";
+        let stat = Stat::parse(text).unwrap();
+        assert_eq!((stat.state, stat.start_ticks), ('S', 4711));
+    }
+
+    #[test]
+    fn another_start_time_is_another_process() {
+        let me = Identity::of(std::process::id() as i32).unwrap();
+        assert_eq!(me.alive().unwrap(), Alive::Yes { stopped: false });
+        let other = Identity { start_ticks: me.start_ticks + 1, ..me.clone() };
+        assert!(matches!(other.alive().unwrap(), Alive::No { .. }));
+        let earlier = Identity { boot_id: "earlier".to_owned(), ..me };
+        assert!(matches!(earlier.alive().unwrap(), Alive::No { .. }));
+        assert!(other.open().unwrap().is_none());
+    }
+}

@@ -1,0 +1,162 @@
+//! Starts a VMM: in a session of its own, as an unprivileged user, with limits, with no open file but
+//! those that it is handed.
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
+        unix::process::CommandExt as _,
+    },
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+};
+
+use holdfast_core::VmId;
+use rustix::{
+    fs::{Gid, Mode, OFlags, Uid, open},
+    io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd, write},
+    process::{Resource, Rlimit, setrlimit, setsid},
+    thread::{
+        LinkNameSpaceType, move_into_link_name_space, set_no_new_privs, set_thread_groups,
+        set_thread_res_gid, set_thread_res_uid,
+    },
+};
+
+use super::{cgroup, identity::MARK};
+
+/// Handed descriptors get numbers from here on, out of the way of what the standard library uses
+/// between fork and exec.
+const FIRST_HANDED: RawFd = 64;
+
+/// A VMM to start.
+pub struct Vmm {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Open files that it is handed, under their present numbers.
+    pub handed: Vec<Handed>,
+    /// Namespace that it lives in.
+    pub namespace: Option<Arc<OwnedFd>>,
+    /// User and group id that it runs under, and further groups; `None` stays root, for a VMM that
+    /// drops its privileges itself.
+    pub user: Option<(u32, Vec<u32>)>,
+    /// What it may use.
+    pub limits: Limits,
+}
+
+/// What a VMM may use.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Memory in MiB: the guest's and the VMM's own.
+    pub memory_mib: u64,
+    /// Share of the processors relative to other VMs.
+    pub vcpus: u8,
+    /// Size of the largest file that it may write, in bytes.
+    pub file_bytes: u64,
+}
+
+/// An open file for a VMM, under a number that does not change.
+#[derive(Debug)]
+pub struct Handed(OwnedFd);
+
+impl Handed {
+    /// Takes a file. It stays closed to every other program started meanwhile.
+    pub fn new(file: &impl std::os::fd::AsFd) -> io::Result<Self> {
+        Ok(Self(fcntl_dupfd_cloexec(file, FIRST_HANDED)?))
+    }
+
+    /// Its number in the VMM.
+    pub fn number(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
+    /// A path by which the VMM can open it anew.
+    pub fn path(&self) -> String {
+        format!("/proc/self/fd/{}", self.number())
+    }
+}
+
+#[allow(unsafe_code, reason = "what a child gives up, it gives up between fork and exec")]
+pub(super) fn spawn(vmm: Vmm, vm: VmId, instance: &str, log: File) -> io::Result<Child> {
+    let groups = cgroup::make(instance, vm, vmm.limits)?;
+    let mut command = Command::new(&vmm.program);
+    command
+        .args(&vmm.args)
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env(MARK, format!("{instance} {vm}"))
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    let Vmm { handed, namespace, user, limits, .. } = vmm;
+    let user = user.map(|(id, further)| {
+        let further: Vec<Gid> = further.into_iter().map(Gid::from_raw).collect();
+        (Uid::from_raw(id), Gid::from_raw(id), further)
+    });
+    let become_vmm = move || {
+        setsid()?;
+        for group in &groups {
+            write(group, b"0")?;
+        }
+        if let Some(namespace) = &namespace {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+        }
+        // Sooner than the server and the rest of the machine.
+        let score = open(c"/proc/self/oom_score_adj", OFlags::WRONLY, Mode::empty())?;
+        write(&score, b"300")?;
+        let limit =
+            |what, value| setrlimit(what, Rlimit { current: Some(value), maximum: Some(value) });
+        limit(Resource::Core, 0)?;
+        limit(Resource::Nofile, 1024)?;
+        limit(Resource::Fsize, limits.file_bytes)?;
+        if let Some((uid, gid, further)) = &user {
+            set_thread_groups(further)?;
+            set_thread_res_gid(*gid, *gid, *gid)?;
+            set_thread_res_uid(*uid, *uid, *uid)?;
+        }
+        set_no_new_privs(true)?;
+        // SAFETY: marks descriptors to be closed at exec; none is closed now.
+        let closed = unsafe {
+            libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
+        };
+        if closed != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        for file in &handed {
+            fcntl_setfd(&file.0, FdFlags::empty())?;
+        }
+        Ok(())
+    };
+    // A file that grows too large is an error of the VMM's write, not its death: the disposition
+    // survives exec, and this process has no use for the signal either.
+    // SAFETY: ignoring a signal installs no handler.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    // SAFETY: the closure only makes system calls on what was prepared before the fork; it neither
+    // allocates nor locks.
+    unsafe { command.pre_exec(become_vmm) };
+    command.spawn()
+}
+
+/// Opens the tap device of a namespace for a VMM that cannot do so itself. Runs inside the namespace.
+#[allow(unsafe_code, reason = "attaching to a tap device is an ioctl that has no safe wrapper")]
+pub(crate) fn open_tap(name: &str) -> io::Result<OwnedFd> {
+    let file =
+        open("/dev/net/tun", OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?;
+    // SAFETY: `ifreq` is plain data, for which zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+    let fd: BorrowedFd<'_> = file.as_fd();
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which lives until the call returns.
+    let attached = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    if attached != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(file)
+}

@@ -1,0 +1,268 @@
+//! Snapshot directories: a manifest with versions and checksums, and the files it names. Shared by the
+//! drivers; each says which files there are.
+//!
+//! A directory appears complete or not at all. One that is truncated, changed, or made for another
+//! image, VMM or size is refused with a sentence, before anything of it is used.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    driver::{DriverError, Result, VmSpec},
+    files,
+};
+
+const MANIFEST: &str = "manifest.json";
+/// Rises when a snapshot of before cannot be read any more.
+const FORMAT: u32 = 1;
+/// Processor and device state; in QEMU's stream form also the memory.
+pub const DEVICES: &str = "devices.state";
+/// The guest's memory, where it is not in [`DEVICES`].
+pub const MEMORY: &str = "memory.img";
+
+/// What a snapshot fits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fits {
+    /// VMM with version, and how it runs the guest: state of one means nothing to another.
+    pub vmm: String,
+    /// Digest of the image.
+    pub image: String,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Virtual processors.
+    pub vcpus: u8,
+    /// Size of the writable disk in MiB.
+    pub disk_mib: u32,
+}
+
+impl Fits {
+    /// What a snapshot of this VM fits.
+    pub fn new(vmm: String, spec: &VmSpec) -> Self {
+        Self {
+            vmm,
+            image: spec.image.digest.clone(),
+            memory_mib: spec.memory_mib,
+            vcpus: spec.vcpus,
+            disk_mib: spec.disk_mib,
+        }
+    }
+
+    /// Why a snapshot made for `self` is of no use for `wanted`.
+    fn differs(&self, wanted: &Self) -> Option<String> {
+        let differs = |what: &str, is: &str, wants: &str| {
+            (is != wants).then(|| format!("it was made with {what} {is}, and {wants} is wanted"))
+        };
+        let number = |n: u32| n.to_string();
+        differs("VMM", &self.vmm, &wanted.vmm)
+            .or_else(|| differs("image", &self.image, &wanted.image))
+            .or_else(|| {
+                differs("MiB of memory:", &number(self.memory_mib), &number(wanted.memory_mib))
+            })
+            .or_else(|| differs("processors:", &self.vcpus.to_string(), &wanted.vcpus.to_string()))
+            .or_else(|| differs("MiB of disk:", &number(self.disk_mib), &number(wanted.disk_mib)))
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Manifest {
+    format: u32,
+    fits: Fits,
+    files: Vec<Entry>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Entry {
+    name: String,
+    bytes: u64,
+    sum: String,
+}
+
+/// A snapshot that is being written. Removed again unless it is finished.
+pub struct Draft {
+    dest: PathBuf,
+    temporary: PathBuf,
+    finished: bool,
+}
+
+impl Draft {
+    /// Begins one; `dest` must not exist.
+    pub fn begin(dest: &Path) -> Result<Self> {
+        if dest.exists() {
+            return Err(refused(dest, "something of that name exists already"));
+        }
+        let Some(name) = dest.file_name() else { return Err(refused(dest, "it has no name")) };
+        let temporary = dest.with_file_name(format!(".{}.partial", name.to_string_lossy()));
+        let made = match fs::remove_dir_all(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => DirBuilder::new().mode(0o700).create(&temporary),
+        };
+        made.map_err(|e| DriverError::io(format!("making {}", temporary.display()), e))?;
+        Ok(Self { dest: dest.to_owned(), temporary, finished: false })
+    }
+
+    /// A new file in it.
+    pub fn file(&self, name: &str) -> Result<File> {
+        File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(self.temporary.join(name))
+            .map_err(|e| self.writing(e))
+    }
+
+    /// Copies an open file into it, without its holes.
+    pub fn copy(&self, from: &File, name: &str) -> Result<()> {
+        let to = self.file(name)?;
+        files::copy_sparse(from, &to).map_err(|e| self.writing(e))
+    }
+
+    /// Sums up and syncs what was written, and gives it its name.
+    pub fn finish(mut self, fits: Fits, names: &[&str]) -> Result<()> {
+        let done = (|| {
+            let mut entries = Vec::new();
+            for name in names {
+                let file = File::open(self.temporary.join(name))?;
+                let sum = sum(&file, |_, _| Ok(()))?;
+                file.sync_all()?;
+                entries.push(Entry {
+                    name: (*name).to_owned(),
+                    bytes: file.metadata()?.len(),
+                    sum,
+                });
+            }
+            let manifest = Manifest { format: FORMAT, fits, files: entries };
+            files::write_json(&self.temporary.join(MANIFEST), &manifest)?;
+            fs::rename(&self.temporary, &self.dest)?;
+            files::sync_dir(self.dest.parent().unwrap_or(Path::new("/")))
+        })();
+        self.finished = done.is_ok();
+        done.map_err(|e| self.writing(e))
+    }
+
+    fn writing(&self, source: io::Error) -> DriverError {
+        DriverError::io(format!("writing the snapshot {}", self.dest.display()), source)
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.finished {
+            let _ = fs::remove_dir_all(&self.temporary);
+        }
+    }
+}
+
+/// A snapshot whose manifest was read and fits.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    path: PathBuf,
+    manifest: Manifest,
+}
+
+/// What a file was when it was last summed up: device, inode, length, and change time, which cannot be
+/// set back.
+pub type Stamp = (u64, u64, u64, i64, i64);
+
+impl Snapshot {
+    /// Reads the manifest of a snapshot and compares it with what is wanted.
+    pub fn open(path: &Path, wanted: &Fits) -> Result<Self> {
+        let manifest: Manifest = files::read_json(&path.join(MANIFEST))
+            .map_err(|e| refused(path, &format!("its manifest cannot be read: {e}")))?
+            .ok_or_else(|| refused(path, "it has no manifest"))?;
+        if manifest.format != FORMAT {
+            let format = manifest.format;
+            return Err(refused(
+                path,
+                &format!("its format is {format}, and {FORMAT} is understood"),
+            ));
+        }
+        if let Some(why) = manifest.fits.differs(wanted) {
+            return Err(refused(path, &why));
+        }
+        Ok(Self { path: path.to_owned(), manifest })
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the memory is a file of its own.
+    pub fn has_memory(&self) -> bool {
+        self.manifest.files.iter().any(|entry| entry.name == MEMORY)
+    }
+
+    /// Opens one of its files; its length is compared.
+    pub fn file(&self, name: &str) -> Result<File> {
+        let entry = self.entry(name)?;
+        let file = File::open(self.path.join(name))
+            .map_err(|e| refused(&self.path, &format!("{name} cannot be opened: {e}")))?;
+        let length = file.metadata().map(|meta| meta.len()).unwrap_or_default();
+        if length == entry.bytes {
+            return Ok(file);
+        }
+        let why = format!("{name} has {length} bytes and should have {}", entry.bytes);
+        Err(refused(&self.path, &why))
+    }
+
+    /// Compares a file with its checksum, showing each chunk that is not zeros to `visit`.
+    pub fn verify(
+        &self,
+        name: &str,
+        file: &File,
+        visit: impl FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> Result<()> {
+        let found = sum(file, visit).map_err(|e| DriverError::io(format!("reading {name}"), e))?;
+        if found == self.entry(name)?.sum {
+            return Ok(());
+        }
+        Err(refused(&self.path, &format!("{name} was changed or damaged: its checksum differs")))
+    }
+
+    /// Names and present stamps of its files.
+    pub fn stamps(&self) -> Result<Vec<(String, Stamp)>> {
+        let entries = self.manifest.files.iter();
+        entries
+            .map(|entry| {
+                let meta = self.file(&entry.name)?.metadata();
+                let meta =
+                    meta.map_err(|e| DriverError::io(format!("reading {}", entry.name), e))?;
+                let changed = (meta.ctime(), meta.ctime_nsec());
+                let stamp = (meta.dev(), meta.ino(), meta.len(), changed.0, changed.1);
+                Ok((format!("{} {}", entry.name, entry.sum), stamp))
+            })
+            .collect()
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        let found = self.manifest.files.iter().find(|entry| entry.name == name);
+        found.ok_or_else(|| refused(&self.path, &format!("it has no {name}")))
+    }
+}
+
+/// Checksum of a file's length and of its chunks that are not zeros, so that holes cost nothing.
+fn sum(file: &File, mut visit: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(file.metadata()?.len().to_le_bytes());
+    files::each_chunk(file, |offset, chunk| {
+        hash.update(offset.to_le_bytes());
+        hash.update(chunk);
+        visit(offset, chunk)
+    })?;
+    Ok(hash.finalize().iter().fold(String::new(), |mut hex, byte| {
+        use std::fmt::Write as _;
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    }))
+}
+
+fn refused(path: &Path, why: &str) -> DriverError {
+    DriverError::Snapshot { path: path.display().to_string(), why: why.to_owned() }
+}

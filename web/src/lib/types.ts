@@ -1,0 +1,168 @@
+/**
+ * Types of the HTTP API, as in crates/holdfast-api/src/types.rs: JSON in camelCase, times as
+ * RFC 3339 strings. Fields marked as optional are absent when the server has nothing to say.
+ */
+
+export type SessionState =
+  | 'requested'
+  | 'starting'
+  | 'ready'
+  | 'degraded'
+  | 'hibernating'
+  | 'hibernated'
+  | 'resuming'
+  | 'ending'
+  | 'ended'
+  | 'failed';
+
+export type EndReason =
+  'user_request' | 'lease_expired' | 'idle' | 'max_lifetime' | 'completed' | 'failed';
+
+export interface Screen {
+  width: number;
+  height: number;
+}
+
+/** Body of `POST /api/sessions`; every field has a default. */
+export interface CreateSession {
+  provider?: string;
+  name?: string;
+  screen?: Screen;
+  startUrl?: string;
+  locale?: string;
+  timezone?: string;
+  memoryMib?: number;
+  vcpus?: number;
+}
+
+export interface Session {
+  id: string;
+  state: SessionState;
+  /** A sentence with the cause of the state. */
+  detail?: string;
+  endReason?: EndReason;
+  name: string;
+  provider: string;
+  owner: string;
+  screen: Screen;
+  memoryMib: number;
+  vcpus: number;
+  vmId?: string;
+  createdAt: string;
+  stateSince: string;
+  readyAt?: string;
+  endedAt?: string;
+  /** Until when somebody is known to be attached. */
+  expiresAt: string;
+  lastHeartbeat: string;
+  url: string;
+  startUrl?: string;
+  locale?: string;
+  timezone?: string;
+  /** When it reaches its maximum lifetime, where the server tells. */
+  endsAt?: string;
+  /** Until when it is kept although nobody is attached, where the server tells. */
+  unattendedUntil?: string;
+}
+
+export interface Heartbeat {
+  expiresAt: string;
+}
+
+export interface SessionVm {
+  vmId: string;
+  vmIP: string | null;
+  state: string;
+  created: string;
+  lastHeartbeat: string;
+}
+
+export interface Vm {
+  id: string;
+  sessionId?: string;
+  hostId: string;
+  state: string;
+  driver: string;
+  image: string;
+  vmIP?: string;
+  incarnation: number;
+  createdAt: string;
+  memoryMib?: number;
+  cpuMs?: number;
+  diskMib?: number;
+}
+
+export interface Provider {
+  name: string;
+  title: string;
+  description: string;
+}
+
+export type Actor = 'user' | 'reconciler' | 'guest' | 'host';
+
+/** An entry of a session's timeline. */
+export interface TimelineEvent {
+  /** Rises with every event. */
+  seq: number;
+  at: string;
+  /** `session.state`, `vm.state`, `step.*`, `repair.*` and others. */
+  kind: string;
+  from?: string;
+  to?: string;
+  why: string;
+  by: Actor;
+  vmId?: string;
+}
+
+/** Abilities that a server may have; listed in `Version.features`. */
+export type Feature = 'hibernate' | 'resume' | 'fork' | 'share' | 'sign-in';
+
+export interface Version {
+  version: string;
+  driver: string;
+  image?: string;
+  store: string;
+  owner: string;
+  admin: boolean;
+  features?: string[];
+}
+
+export type SignInFlow = 'loopback' | 'paste_code' | 'device_code';
+export type SignInStep = 'machine' | 'tool' | 'link' | 'sign_in' | 'credentials' | 'done';
+export type SignInOutcome = 'succeeded' | 'refused' | 'expired' | 'failed';
+
+export interface CredentialFile {
+  path: string;
+  /** Bytes. */
+  size: number;
+  /** Permissions as an octal number, such as `0600`. */
+  mode: string;
+}
+
+/** Answer to `GET /api/sessions/{id}/sign-in`. */
+export interface SignIn {
+  /** Counts the attempts at signing in. */
+  run: number;
+  flow: SignInFlow;
+  step: SignInStep;
+  url?: string;
+  userCode?: string;
+  wantsInput: boolean;
+  outcome?: SignInOutcome;
+  why?: string;
+  /** The last lines that the tool printed. */
+  output?: string;
+  expiresAt?: string;
+  credentials?: { files: CredentialFile[]; fetched: boolean; expiresAt: string };
+}
+
+/** Answer to `GET /api/sessions/{id}/credentials`, which answers once. */
+export interface Credentials {
+  files: (CredentialFile & { content?: string })[];
+}
+
+/** Answer to `POST /api/sessions/{id}/share`. */
+export interface Share {
+  url: string;
+  expiresAt: string;
+}

@@ -8,7 +8,9 @@ use uuid::Uuid;
 /// Disposable desktops in virtual machines, shown live in your browser.
 #[derive(Debug, Parser)]
 #[command(name = "holdfast", version, propagate_version = true, max_term_width = 100)]
-#[command(after_help = "First time? `holdfast up` checks this machine, builds the image, starts the server and prints its address.")]
+#[command(
+    after_help = "First time? `holdfast up` checks this machine, builds the image, starts the server and prints its address."
+)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -23,7 +25,13 @@ pub struct Global {
     #[arg(long, global = true, env = "HOLDFAST_URL", value_name = "URL")]
     pub url: Option<String>,
     /// Access token; the local administrator's when absent.
-    #[arg(long, global = true, env = "HOLDFAST_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    #[arg(
+        long,
+        global = true,
+        env = "HOLDFAST_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN"
+    )]
     pub token: Option<String>,
     /// Print JSON, for programs.
     #[arg(long, global = true)]

@@ -60,7 +60,8 @@ mod tests {
         for local in ["http://127.0.0.1:7070", "http://localhost", "http://[::1]:1/"] {
             assert!(names_loopback(local), "{local}");
         }
-        for other in ["http://127.0.0.1.example", "http://localhost@example", "http://example:7070"] {
+        for other in ["http://127.0.0.1.example", "http://localhost@example", "http://example:7070"]
+        {
             assert!(!names_loopback(other), "{other}");
         }
     }

@@ -204,7 +204,11 @@ fn builder() -> Check {
 
 fn directory(name: &'static str, dir: &Path, space: u64) -> Check {
     let Some(there) = dir.ancestors().find(|dir| dir.exists()) else {
-        return fail(name, format!("{} cannot be reached", dir.display()), "choose another directory");
+        return fail(
+            name,
+            format!("{} cannot be reached", dir.display()),
+            "choose another directory",
+        );
     };
     if rustix::fs::access(there, rustix::fs::Access::WRITE_OK).is_err() {
         return fail(
@@ -294,8 +298,10 @@ async fn probe(config: &Config, name: &'static str) -> Check {
         Ok(probe) => {
             let speed = if probe.accelerated { "with" } else { "without" };
             let version = probe.version.map(|version| format!("{version}: ")).unwrap_or_default();
-            let detail =
-                format!("{version}{} ({speed} hardware virtualisation)", probe.evidence.trim_end_matches('.'));
+            let detail = format!(
+                "{version}{} ({speed} hardware virtualisation)",
+                probe.evidence.trim_end_matches('.')
+            );
             if probe.usable {
                 ok(name, detail)
             } else {
@@ -313,20 +319,13 @@ async fn store(config: &Config) -> Check {
     {
         return ok("store", "a new SQLite file is made at the first start");
     }
-    match holdfast_store::open(&url).await {
-        Err(error) => fail(
-            "store",
-            format!("{:#}", anyhow::Error::from(error)),
-            "check `store` in the configuration",
-        ),
-        Ok(store) => {
-            let found = store.check().await;
-            if found.ok {
-                ok("store", format!("{}: {}", store.kind(), found.detail))
-            } else {
-                fail("store", format!("{}: {}", store.kind(), found.code), found.detail)
-            }
-        }
+    let found = holdfast_store::check_url(&url).await;
+    // The URL itself may hold a password and is not shown.
+    let kind = url.split(':').next().unwrap_or_default();
+    if found.ok {
+        ok("store", format!("{kind}: {}", found.detail))
+    } else {
+        fail("store", format!("{kind}: {}", found.code), found.detail)
     }
 }
 
@@ -336,9 +335,11 @@ async fn server(global: &Global) -> Check {
         Err(error) => return warn("server", format!("{error:#}"), "see --url and HOLDFAST_URL"),
     };
     match client.readiness().await {
-        Err(error) if error.is_temporary() => {
-            warn("server", format!("none answers at {}", client.base()), "start one with `holdfast up`")
-        }
+        Err(error) if error.is_temporary() => warn(
+            "server",
+            format!("none answers at {}", client.base()),
+            "start one with `holdfast up`",
+        ),
         Err(error) => fail("server", format!("{:#}", anyhow::Error::from(error)), "see its log"),
         Ok(readiness) if readiness.ready => ok("server", format!("ready at {}", client.base())),
         Ok(readiness) => {

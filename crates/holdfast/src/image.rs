@@ -176,7 +176,8 @@ struct Bar {
 impl Bar {
     fn new() -> Self {
         let bar = ProgressBar::new(1000);
-        let style = ProgressStyle::with_template("{spinner} {prefix} {wide_bar} {percent}% {elapsed}");
+        let style =
+            ProgressStyle::with_template("{spinner} {prefix} {wide_bar} {percent}% {elapsed}");
         if let Ok(style) = style {
             bar.set_style(style);
         }

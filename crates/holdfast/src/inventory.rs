@@ -11,7 +11,8 @@ pub async fn vms(global: &Global) -> anyhow::Result<()> {
     if global.json {
         return output::json(&list);
     }
-    let header = ["ID", "SESSION", "STATE", "DRIVER", "ADDRESS", "BOOTS", "AGE", "MEMORY", "CPU", "DISK"];
+    let header =
+        ["ID", "SESSION", "STATE", "DRIVER", "ADDRESS", "BOOTS", "AGE", "MEMORY", "CPU", "DISK"];
     let mut table = output::table(&header);
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     for vm in &list.vms {
@@ -37,7 +38,8 @@ pub async fn hosts(global: &Global) -> anyhow::Result<()> {
     if global.json {
         return output::json(&list);
     }
-    let mut table = output::table(&["ID", "NAME", "DRIVER", "CPUS", "MEMORY", "VERSION", "SEEN", "WHY"]);
+    let mut table =
+        output::table(&["ID", "NAME", "DRIVER", "CPUS", "MEMORY", "VERSION", "SEEN", "WHY"]);
     for host in &list.hosts {
         table.add_row([
             host.id.to_string(),
@@ -71,7 +73,14 @@ pub async fn version(global: &Global) -> anyhow::Result<()> {
             ("Driver", server.driver),
             ("Store", server.store),
             ("Image", server.image.unwrap_or_else(|| "none".to_owned())),
-            ("You are", if server.admin { format!("{} (administrator)", server.owner) } else { server.owner }),
+            (
+                "You are",
+                if server.admin {
+                    format!("{} (administrator)", server.owner)
+                } else {
+                    server.owner
+                },
+            ),
         ]),
         Err(error) => eprintln!("Server: {error:#}."),
     }

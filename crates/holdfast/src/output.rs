@@ -51,7 +51,7 @@ pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
 /// A table without lines, cut to the width of the terminal only where there is one.
 pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(header);
+    table.load_style(presets::NOTHING).set_header(header);
     let arrangement = if std::io::stdout().is_terminal() {
         ContentArrangement::Dynamic
     } else {

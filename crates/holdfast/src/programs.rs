@@ -43,7 +43,8 @@ pub fn find_agent(named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
         }
         bail!("the agent {} does not exist; see --agent and HOLDFAST_AGENT", file.display());
     }
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("holdfast-agent")));
+    let beside =
+        std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("holdfast-agent")));
     let packaged = ["/usr/lib/holdfast/holdfast-agent", "/usr/local/lib/holdfast/holdfast-agent"];
     let candidates = beside.into_iter().chain(packaged.map(PathBuf::from));
     if let Some(found) = candidates.into_iter().find(|file| file.is_file()) {

@@ -3,7 +3,7 @@
 use std::io::IsTerminal as _;
 
 use anyhow::Context as _;
-use holdfast_server::{Config, Server};
+use holdfast_server::Server;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -67,16 +67,10 @@ pub fn start_logging(args: &LogArgs) -> anyhow::Result<()> {
         .with_context(|| format!("`{}` is not a log filter, such as info or debug", args.log))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match args.log_format {
-        LogFormat::Human => builder
-            .with_target(false)
-            .with_ansi(std::io::stderr().is_terminal())
-            .init(),
+        LogFormat::Human => {
+            builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init()
+        }
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     Ok(())
-}
-
-/// The configuration, with directories filled in, for messages.
-pub fn describe(config: &Config) -> String {
-    format!("state in {}, images in {}", config.state_dir.display(), config.cache_dir.display())
 }

@@ -219,7 +219,10 @@ async fn exec(client: &Client, args: ExecArgs) -> anyhow::Result<ExitCode> {
         eprintln!("warning: the output was cut after its first MiB");
     }
     if result.timed_out {
-        eprintln!("error: the command was killed after {} s; give it more with --timeout", args.timeout);
+        eprintln!(
+            "error: the command was killed after {} s; give it more with --timeout",
+            args.timeout
+        );
         return Ok(ExitCode::from(124));
     }
     Ok(ExitCode::from(u8::try_from(result.exit_code).unwrap_or(1)))

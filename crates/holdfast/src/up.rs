@@ -6,8 +6,7 @@ use holdfast_server::{DriverChoice, Server};
 use crate::{
     cli::UpArgs,
     doctor::{self, Status},
-    image, programs,
-    serve, settings,
+    image, programs, serve, settings,
 };
 
 pub async fn run(args: UpArgs) -> anyhow::Result<()> {

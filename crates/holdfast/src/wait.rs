@@ -76,7 +76,11 @@ pub async fn until_ready(client: &Client, session: Session) -> anyhow::Result<Se
         match update {
             Update::Event(event) => {
                 let after = event.at.duration_since(began).as_secs_f64();
-                let mark = if event.kind == "step.retry" || event.kind == "vm.console" { "!" } else { "-" };
+                let mark = if event.kind == "step.retry" || event.kind == "vm.console" {
+                    "!"
+                } else {
+                    "-"
+                };
                 steps.done(&format!("{mark} {after:6.2} s  {}", event.why));
                 steps.now(next_after(&event.kind, event.to.as_deref()));
             }
@@ -122,7 +126,9 @@ pub async fn until_ended(client: &Client, id: Uuid) -> anyhow::Result<()> {
     let mut follower = Follower::new(client, id);
     loop {
         match client.session(id).await {
-            Err(error) if matches!(error.code(), Some(Code::Gone | Code::NotFound)) => return Ok(()),
+            Err(error) if matches!(error.code(), Some(Code::Gone | Code::NotFound)) => {
+                return Ok(());
+            }
             Err(error) if !error.is_temporary() => return Err(error.into()),
             _ => {}
         }

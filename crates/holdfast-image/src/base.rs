@@ -187,5 +187,5 @@ fn describe(scratch: &Path, result: &Path, base: &Base) -> Result<Description> {
         .map(|(package, version)| (package.to_owned(), version.to_owned()))
         .collect();
     let size = read(SIZE)?.trim().parse().map_err(|_| incomplete("its size is not known"))?;
-    Ok(Description { unpacked_bytes: size, versions })
+    Ok(Description { unpacked_bytes: size, versions, ..Description::default() })
 }

@@ -9,18 +9,19 @@ use std::{
 
 use crate::{
     ImageError, Inputs, Library, Manifest, Progress, Recipe, Result, Stage, ToolVersion, base,
-    command::{self, Run},
-    config, digest,
+    command, config, digest,
     error::IoContext as _,
-    initramfs,
-    kernel::{self, Modules},
-    layer::Layer,
+    layer::{Description, Layer},
     library::{self, Lock},
-    rootfs, tools,
+    system, tools,
 };
 
 /// What the image itself takes besides the layers' content, in MiB: kernel, initramfs, slack.
 const IMAGE_SPACE_MIB: u64 = 400;
+/// What an unpacked layer takes, in MiB, before it is known.
+const UNPACKED_MIB: u64 = 1000;
+/// What an image consists of, besides its manifest.
+pub(crate) const FILES: [&str; 3] = ["rootfs.img", "vmlinux", "initramfs.img"];
 
 /// What to build.
 #[derive(Debug, Clone)]
@@ -86,7 +87,14 @@ pub fn build(request: &BuildRequest, progress: &dyn Progress) -> Result<Built> {
     if !rustix::process::geteuid().is_root() {
         return Err(ImageError::NotRoot);
     }
-    command::require(&[&command::SETPRIV, &command::UNSHARE, &command::TAR, &command::MKE2FS])?;
+    command::require(&[
+        &command::SETPRIV,
+        &command::UNSHARE,
+        &command::TAR,
+        &command::ZSTD,
+        &command::MKE2FS,
+        &command::DEBUGFS,
+    ])?;
     let lock = library.lock(progress)?;
     // Somebody else may have built it while this waited.
     if !library.contains(&digest) {
@@ -175,24 +183,36 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn build(&self, lock: &Lock, inputs: Inputs, agent: &[u8]) -> Result<()> {
         self.check_space(&inputs)?;
+        let key = system::key(&inputs);
+        let system = match Layer::find(&self.request.cache_dir, system::NAME, &key) {
+            Some(layer) => layer,
+            None => self.system(&inputs, &key)?,
+        };
+        let image = self.directory("image")?;
+        system::finish(&system, &self.request.agent_binary, agent, &image, self.progress)?;
+        self.progress.stage(Stage::Checksum);
+        let manifest = self.manifest(&system, inputs, &image)?;
+        self.progress.stage(Stage::Publish);
+        self.library.publish(lock, &image, &manifest)
+    }
+
+    fn system(&self, inputs: &Inputs, key: &str) -> Result<Layer> {
+        let (cache, recipe, progress) = (&self.request.cache_dir, self.recipe, self.progress);
         let base = self.layer(base::NAME, &inputs.base, Stage::Base, |building| {
-            base::build(&self.request.cache_dir, building, self.recipe, &inputs.base, self.progress)
+            base::build(cache, building, recipe, &inputs.base, progress)
         })?;
         let tools = match &inputs.tools {
             None => None,
             Some(key) => Some(self.layer(tools::NAME, key, Stage::Tools, |building| {
-                tools::build(&self.request.cache_dir, building, self.recipe, key, self.progress)
+                tools::build(cache, building, recipe, key, progress)
             })?),
         };
-
-        let image = self.directory("image")?;
-        let release = self.kernel(&base, &image, agent)?;
-        self.root(&base, tools.as_ref(), &inputs, agent, &image)?;
-
-        self.progress.stage(Stage::Checksum);
-        let manifest = self.manifest(&base, tools.as_ref(), inputs, release, &image)?;
-        self.progress.stage(Stage::Publish);
-        self.library.publish(lock, &image, &manifest)
+        let tools = tools.as_ref();
+        let building = self.directory(system::NAME)?;
+        let parts = system::Parts { cache, recipe, inputs, base: &base, tools, progress };
+        let layer = system::build(&parts, &building, key)?;
+        fs::remove_dir_all(&building).doing(|| format!("removing {}", building.display()))?;
+        Ok(layer)
     }
 
     fn layer(
@@ -212,60 +232,7 @@ impl Builder<'_> {
         Ok(layer)
     }
 
-    /// Writes `vmlinux` and `initramfs.img`; answers the kernel's release.
-    fn kernel(&self, base: &Layer, image: &Path, agent: &[u8]) -> Result<String> {
-        self.progress.stage(Stage::Kernel);
-        let unpacked = self.directory("kernel")?;
-        Run::new(&command::DPKG_DEB, "unpacking the kernel", "see the output below")?
-            .arg("--extract")
-            .arg(base::kernel_package(base))
-            .arg(&unpacked)
-            .run(self.progress)?;
-        let modules = unpacked.join("lib/modules");
-        let release = only_entry(&modules)?;
-        let packed = unpacked.join(format!("boot/vmlinuz-{release}"));
-        let packed = fs::read(&packed).doing(|| format!("reading {}", packed.display()))?;
-        let path = image.join("vmlinux");
-        let kernel = kernel::extract_vmlinux(&packed)?;
-        fs::write(&path, kernel).doing(|| format!("writing {}", path.display()))?;
-        let modules = Modules::find(&modules.join(&release))?;
-        let modules = modules.closure(&self.recipe.kernel.modules)?;
-        initramfs::write(&image.join("initramfs.img"), agent, &modules)?;
-        Ok(release)
-    }
-
-    /// Writes `rootfs.img`.
-    fn root(
-        &self,
-        base: &Layer,
-        tools: Option<&Layer>,
-        inputs: &Inputs,
-        agent: &[u8],
-        image: &Path,
-    ) -> Result<()> {
-        let root = self.directory("root")?;
-        self.progress.stage(Stage::Unpack);
-        for layer in [Some(base), tools].into_iter().flatten() {
-            rootfs::unpack(layer, &root, self.progress)?;
-        }
-        self.progress.stage(Stage::Configure);
-        config::apply(&root, agent, &self.recipe.guest, &inputs.resolvers)?;
-        if tools.is_some() {
-            config::link_tools(&root, tools::links(&self.recipe.tools))?;
-        }
-        self.progress.stage(Stage::Filesystem);
-        rootfs::write(&image.join("rootfs.img"), &root, self.progress)
-    }
-
-    fn manifest(
-        &self,
-        base: &Layer,
-        tools: Option<&Layer>,
-        inputs: Inputs,
-        kernel: String,
-        image: &Path,
-    ) -> Result<Manifest> {
-        const FILES: [&str; 3] = ["rootfs.img", "vmlinux", "initramfs.img"];
+    fn manifest(&self, system: &Layer, inputs: Inputs, image: &Path) -> Result<Manifest> {
         let lengths =
             FILES.iter().map(|name| fs::metadata(image.join(name)).map(|file| file.len()));
         let total: u64 =
@@ -280,24 +247,24 @@ impl Builder<'_> {
             })?;
             files.insert(name.to_owned(), entry);
         }
-        let mut versions = Vec::new();
-        let mut add = |name: &str, version: &str, kind: &str| {
-            let [name, version, kind] = [name, version, kind].map(ToOwned::to_owned);
-            versions.push(ToolVersion { name, version, kind });
-        };
-        for (name, version) in tools.iter().flat_map(|layer| &layer.description.versions) {
-            add(name, version, "npm");
-        }
-        if let Some(version) = base.description.versions.get("gh") {
-            add("gh", version, "deb");
-        }
+        let Description { versions, tools, kernel, .. } = system.description.clone();
+        let npm = tools.iter().map(|(name, version)| (name, version, "npm"));
+        let gh = versions.get_key_value("gh").map(|(name, version)| (name, version, "deb"));
+        let tools = npm
+            .chain(gh)
+            .map(|(name, version, kind)| ToolVersion {
+                name: name.clone(),
+                version: version.clone(),
+                kind: kind.to_owned(),
+            })
+            .collect();
         Ok(Manifest {
             digest: inputs.digest(),
             created_at: jiff::Timestamp::now(),
             builder: env!("CARGO_PKG_VERSION").to_owned(),
             kernel,
-            packages: base.description.versions.clone(),
-            tools: versions,
+            packages: versions,
+            tools,
             files,
             inputs,
         })
@@ -319,19 +286,25 @@ impl Builder<'_> {
     /// Refuses before anything is downloaded when there is not enough space.
     fn check_space(&self, inputs: &Inputs) -> Result<()> {
         let cache = &self.request.cache_dir;
-        let mut needed_mib = IMAGE_SPACE_MIB;
-        let layers = [
-            (base::NAME, Some(&inputs.base), base::SPACE_MIB),
-            (tools::NAME, inputs.tools.as_ref(), tools::SPACE_MIB),
-        ];
-        for (name, key, space_mib) in layers {
-            let Some(key) = key else { continue };
-            // What is unpacked lies there twice for a while: as files, and in the image.
-            needed_mib += match Layer::find(cache, name, key) {
-                Some(layer) => 2 * (layer.description.unpacked_bytes >> 20),
-                None => space_mib + 2 * 1100,
-            };
-        }
+        let key = system::key(inputs);
+        let needed_mib = if let Some(system) = Layer::find(cache, system::NAME, &key) {
+            system.description.unpacked_bytes >> 20
+        } else {
+            let layers = [
+                (base::NAME, Some(&inputs.base), base::SPACE_MIB),
+                (tools::NAME, inputs.tools.as_ref(), tools::SPACE_MIB),
+            ];
+            let layers =
+                layers.into_iter().filter_map(|(name, key, space)| Some((name, key?, space)));
+            layers
+                .map(|(name, key, space_mib)| match Layer::find(cache, name, key) {
+                    // For a while it lies there three times: as files, in the system and the image.
+                    Some(layer) => 3 * (layer.description.unpacked_bytes >> 20),
+                    None => space_mib + 3 * UNPACKED_MIB,
+                })
+                .sum()
+        };
+        let needed_mib = needed_mib + IMAGE_SPACE_MIB;
         let free = rustix::fs::statvfs(cache)
             .doing(|| format!("asking for the free space in {}", cache.display()))?;
         let free_mib = (free.f_bavail * free.f_frsize) >> 20;
@@ -340,12 +313,4 @@ impl Builder<'_> {
         }
         Ok(())
     }
-}
-
-fn only_entry(directory: &Path) -> Result<String> {
-    let what = || format!("reading {}", directory.display());
-    let mut entries = fs::read_dir(directory).doing(what)?;
-    let first = entries.next().transpose().doing(what)?;
-    let name = first.and_then(|entry| entry.file_name().into_string().ok());
-    name.ok_or_else(|| ImageError::Kernel { why: "it holds no modules".to_owned() })
 }

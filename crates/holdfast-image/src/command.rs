@@ -37,6 +37,7 @@ programs! {
     TAR = "tar" in "tar";
     ZSTD = "zstd" in "zstd";
     MKE2FS = "mke2fs" in "e2fsprogs";
+    DEBUGFS = "debugfs" in "e2fsprogs";
     SETPRIV = "setpriv" in "util-linux";
     UNSHARE = "unshare" in "util-linux";
 }

@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use crate::{Result, digest, error::IoContext as _, recipe::Guest};
 
-/// Where the agent is in the guest.
-pub(crate) const AGENT: &str = "usr/lib/holdfast/agent";
+/// Where the agent is in the guest: directory, relative to the root, and name.
+pub(crate) const AGENT: (&str, &str) = ("usr/lib/holdfast", "agent");
 
 /// Files with their content, relative to the root of the guest.
 macro_rules! files {
@@ -52,13 +52,12 @@ pub(crate) fn key(guest: &Guest, resolvers: &[IpAddr]) -> String {
     digest::of_value(&Key { files, openers: OPENERS, guest, resolvers })
 }
 
-/// Lays configuration, links, user and agent over the unpacked layers in `root`.
-pub(crate) fn apply(root: &Path, agent: &[u8], guest: &Guest, resolvers: &[IpAddr]) -> Result<()> {
+/// Lays configuration, links and user over the unpacked layers in `root`.
+pub(crate) fn apply(root: &Path, guest: &Guest, resolvers: &[IpAddr]) -> Result<()> {
     let place = Place { root };
     for (path, content) in FILES {
         place.file(path, content, 0o644)?;
     }
-    place.file(AGENT, agent, 0o755)?;
     place.link("usr/lib/holdfast/open-url", "agent")?;
     for opener in OPENERS {
         place.link(&format!("usr/lib/holdfast/bin/{opener}"), "../agent")?;

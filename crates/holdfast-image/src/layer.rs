@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -22,7 +23,14 @@ pub(crate) struct Description {
     /// Bytes of all files when unpacked.
     pub unpacked_bytes: u64,
     /// Versions of packages.
+    #[serde(default)]
     pub versions: BTreeMap<String, String>,
+    /// Versions of tools.
+    #[serde(default)]
+    pub tools: BTreeMap<String, String>,
+    /// Release of the kernel.
+    #[serde(default)]
+    pub kernel: String,
 }
 
 /// A layer that is there.
@@ -57,6 +65,27 @@ impl Layer {
         Ok(Self { path, description })
     }
 
+    /// Removes every layer of this name.
+    pub(crate) fn remove_all(cache: &Path, name: &str) -> Result<()> {
+        let layers = cache.join("layers");
+        let what = || format!("removing old layers from {}", layers.display());
+        let entries = match fs::read_dir(&layers) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.doing(what)?,
+        };
+        for entry in entries {
+            let path = entry.doing(what)?.path();
+            let stem = path.file_name().and_then(|file| file.to_str()).and_then(|file| {
+                let (stem, _) = file.rsplit_once('-')?;
+                Some(stem)
+            });
+            if stem == Some(name) {
+                fs::remove_dir_all(&path).doing(what)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Its archive.
     pub(crate) fn archive(&self) -> PathBuf {
         self.path.join(ARCHIVE)
@@ -68,12 +97,14 @@ fn location(cache: &Path, name: &str, key: &str) -> PathBuf {
     cache.join("layers").join(format!("{name}-{}", &key[..32]))
 }
 
-/// Syncs the files directly in a directory, and the directory.
+/// Syncs what is in a directory, and the directory.
 pub(crate) fn sync_tree(directory: &Path) -> Result<()> {
     let what = || format!("syncing {}", directory.display());
     for entry in fs::read_dir(directory).doing(what)? {
         let path = entry.doing(what)?.path();
-        if path.is_file() {
+        if path.is_dir() {
+            sync_tree(&path)?;
+        } else {
             File::open(&path).and_then(|file| file.sync_all()).doing(what)?;
         }
     }

@@ -5,7 +5,8 @@
 //! it is made *from*, so the same inputs are found again instead of being built again.
 //!
 //! What is expensive is kept as a layer, `<cache>/layers/<name>-<key>/`, addressed by its own inputs:
-//! the Debian packages, and the tools from npm. A new agent or configuration costs seconds.
+//! the Debian packages, the tools from npm, and the system made of both. A new configuration costs
+//! half a minute, a new agent seconds.
 //!
 //! Nothing half-made is ever used: everything is built under `<cache>/building/` and renamed into
 //! place when it is complete and synced. One builder at a time holds `<cache>/build.lock`; whatever
@@ -29,6 +30,7 @@ mod manifest;
 mod progress;
 mod recipe;
 mod rootfs;
+mod system;
 mod tools;
 
 pub use build::{BuildRequest, Built, build};

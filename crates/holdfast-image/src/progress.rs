@@ -15,10 +15,12 @@ pub enum Stage {
     Kernel,
     /// The layers are unpacked.
     Unpack,
-    /// Configuration and agent are laid over them.
+    /// Configuration is laid over them.
     Configure,
     /// The file system image is written.
     Filesystem,
+    /// The agent is put into a copy of the system.
+    Agent,
     /// The files of the image are hashed.
     Checksum,
     /// The image is synced to disk and put into the library.
@@ -35,6 +37,7 @@ impl fmt::Display for Stage {
             Self::Unpack => "Unpacking layers",
             Self::Configure => "Configuring the guest",
             Self::Filesystem => "Writing the file system",
+            Self::Agent => "Adding the agent",
             Self::Checksum => "Hashing",
             Self::Publish => "Publishing",
         })

@@ -44,9 +44,10 @@ pub(crate) fn write(image: &Path, root: &Path, progress: &dyn Progress) -> Resul
     let mut content = Content::default();
     content.add(root)?;
     let inodes = content.files + 512;
-    // Inode tables and the file's own content, and 2 % for block maps and what each group keeps.
+    // Inode tables, the files' content, 2 % for block maps and what each group keeps, and room for
+    // the agent.
     let bytes = content.blocks * BLOCK + inodes * INODE;
-    let bytes = (bytes + bytes / 50 + (16 << 20)).next_multiple_of(BLOCK);
+    let bytes = (bytes + bytes / 50 + (96 << 20)).next_multiple_of(BLOCK);
     let what = || format!("making {}", image.display());
     File::create(image).and_then(|file| file.set_len(bytes)).doing(what)?;
     Run::new(&command::MKE2FS, "writing the file system", "see the output of mke2fs below")?
@@ -61,6 +62,44 @@ pub(crate) fn write(image: &Path, root: &Path, progress: &dyn Progress) -> Resul
         .arg(image)
         .env("E2FSPROGS_FAKE_TIME", EPOCH)
         .run(progress)
+}
+
+/// Puts a program into the image; answers what the image holds of it then.
+pub(crate) fn add_program(
+    image: &Path,
+    program: &Path,
+    (directory, name): (&str, &str),
+    progress: &dyn Progress,
+) -> Result<Vec<u8>> {
+    let commands = program.with_extension("commands");
+    let copy = program.with_extension("copy");
+    let script = format!(
+        "cd /{directory}\n\
+         write {program} {name}\n\
+         set_inode_field {name} mode 0100755\n\
+         set_inode_field {name} uid 0\n\
+         set_inode_field {name} gid 0\n\
+         set_inode_field {name} atime @{EPOCH}\n\
+         set_inode_field {name} ctime @{EPOCH}\n\
+         set_inode_field {name} mtime @{EPOCH}\n\
+         dump {name} {copy}\n",
+        program = program.display(),
+        copy = copy.display(),
+    );
+    fs::write(&commands, script).doing(|| format!("writing {}", commands.display()))?;
+    // It ends well also when a command failed: what it dumps is the proof.
+    Run::new(&command::DEBUGFS, "adding the agent", "see the output of debugfs below")?
+        .args(["-w", "-f"])
+        .arg(&commands)
+        .arg(image)
+        .env("E2FSPROGS_FAKE_TIME", EPOCH)
+        .run(progress)?;
+    let found = fs::read(&copy).unwrap_or_default();
+    for path in [&commands, &copy] {
+        // Missing only where debugfs failed, which the caller sees from what it gets.
+        let _ = fs::remove_file(path);
+    }
+    Ok(found)
 }
 
 #[derive(Default)]

@@ -83,8 +83,9 @@ pub(crate) fn build(
     }
     let unpacked_bytes = size(&tools)?;
     pack(&root, &result.join(ARCHIVE), progress)?;
-    let versions = versions(&recipe.tools);
-    Layer::publish(cache, NAME, key, &result, Description { unpacked_bytes, versions })
+    let tools = versions(&recipe.tools);
+    let description = Description { unpacked_bytes, tools, ..Description::default() };
+    Layer::publish(cache, NAME, key, &result, description)
 }
 
 /// What has to be executable, relative to /opt/tools.
@@ -94,7 +95,7 @@ fn programs(tools: &Tools) -> impl Iterator<Item = &str> {
 }
 
 /// Versions by command.
-pub(crate) fn versions(tools: &Tools) -> std::collections::BTreeMap<String, String> {
+fn versions(tools: &Tools) -> std::collections::BTreeMap<String, String> {
     let npm = tools.npm.iter().map(|tool| (tool.name.clone(), tool.version.clone()));
     npm.chain([("node".to_owned(), tools.node.version.clone())]).collect()
 }

@@ -1,0 +1,137 @@
+//! Chromium over its DevTools: is it there, has a page loaded, open a link in front.
+//!
+//! It must never be asked for more than that: pages and their content are the person's.
+
+use std::{io, net::Ipv4Addr, time::Duration};
+
+use futures::{SinkExt, StreamExt};
+use hyper::Method;
+use serde::Deserialize;
+use tokio::{net::TcpStream, time::timeout};
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::{guest::Guest, wire, x11};
+
+/// Longest wait for one answer of Chromium.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// A tab or another target.
+#[derive(Debug, Clone, Deserialize)]
+struct Target {
+    id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(default)]
+    url: String,
+}
+
+async fn request(guest: &Guest, method: Method, path: &str) -> io::Result<bytes::Bytes> {
+    let exchange = async {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, guest.devtools)).await?;
+        let (status, body) = wire::call(stream, method, path, Vec::new()).await?;
+        if status.is_success() {
+            Ok(body)
+        } else {
+            Err(io::Error::other(format!("Chromium answered {status}")))
+        }
+    };
+    timeout(ANSWER, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+async fn pages(guest: &Guest) -> io::Result<Vec<Target>> {
+    let body = request(guest, Method::GET, "/json/list").await?;
+    let targets: Vec<Target> = serde_json::from_slice(&body).map_err(io::Error::other)?;
+    Ok(targets.into_iter().filter(|target| target.kind == "page").collect())
+}
+
+/// Whether a page has finished loading.
+pub async fn is_ready(guest: &Guest) -> bool {
+    let Ok(pages) = pages(guest).await else { return false };
+    for page in pages {
+        if matches!(timeout(ANSWER, is_complete(guest, &page.id)).await, Ok(Ok(true))) {
+            return true;
+        }
+    }
+    false
+}
+
+async fn is_complete(guest: &Guest, id: &str) -> io::Result<bool> {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, guest.devtools)).await?;
+    let url = format!("ws://127.0.0.1:{}/devtools/page/{id}", guest.devtools);
+    let (mut socket, _) =
+        tokio_tungstenite::client_async(url, stream).await.map_err(io::Error::other)?;
+    let question =
+        r#"{"id":1,"method":"Runtime.evaluate","params":{"expression":"document.readyState"}}"#;
+    socket.send(Message::text(question)).await.map_err(io::Error::other)?;
+    while let Some(message) = socket.next().await {
+        let text = message.map_err(io::Error::other)?.into_text().map_err(io::Error::other)?;
+        let answer: serde_json::Value = serde_json::from_str(&text).map_err(io::Error::other)?;
+        if answer["id"] == 1 {
+            return Ok(answer["result"]["result"]["value"] == "complete");
+        }
+    }
+    Ok(false)
+}
+
+/// Opens `url` in a new tab in front; a tab that was still empty makes room for it.
+///
+/// # Errors
+/// Chromium does not answer, or refused.
+pub async fn open(guest: &Guest, url: &str) -> io::Result<()> {
+    let before = pages(guest).await?;
+    let body = request(guest, Method::PUT, &format!("/json/new?{}", escaped(url))).await?;
+    let opened: Target = serde_json::from_slice(&body).map_err(io::Error::other)?;
+    request(guest, Method::GET, &format!("/json/activate/{}", opened.id)).await?;
+    for page in before.iter().filter(|page| is_empty(&page.url)) {
+        let _ = request(guest, Method::GET, &format!("/json/close/{}", page.id)).await;
+    }
+    let display = guest.display.clone();
+    let raised = tokio::task::spawn_blocking(move || {
+        x11::Display::open(&display).and_then(|display| display.raise_browser())
+    });
+    if let Ok(Err(error)) = raised.await {
+        tracing::debug!("the browser stays where it is: {error}");
+    }
+    Ok(())
+}
+
+/// Opens `url` as soon as Chromium answers, for at most `deadline`.
+pub async fn open_within(guest: &Guest, url: &str, deadline: Duration) -> io::Result<()> {
+    let start = tokio::time::Instant::now();
+    loop {
+        match open(guest, url).await {
+            Ok(()) => return Ok(()),
+            Err(error) if start.elapsed() > deadline => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+fn is_empty(url: &str) -> bool {
+    matches!(url, "about:blank" | "chrome://newtab/" | "chrome://new-tab-page/")
+}
+
+/// `url` as a query: Chromium takes everything after the question mark and decodes it once.
+fn escaped(url: &str) -> String {
+    use std::fmt::Write;
+    let mut text = String::with_capacity(url.len() + 16);
+    for byte in url.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~:/".contains(&byte) {
+            text.push(byte.into());
+        } else {
+            let _ = write!(text, "%{byte:02X}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_survives_being_a_query() {
+        let url = "https://a.example/?x=1&y=%2F#f";
+        assert_eq!(escaped(url), "https://a.example/%3Fx%3D1%26y%3D%252F%23f");
+    }
+}

@@ -1,0 +1,236 @@
+//! The claim: what makes a guest that VM and no other. First wins; kept until the guest is switched off.
+
+use std::{
+    fs,
+    sync::{Mutex, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use holdfast_agent_api::{AssignRequest, ClaimAnswer, ClaimRequest, ScreenSize};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq;
+
+use super::{Agent, system};
+use crate::{
+    browser,
+    guest::{Guest, Settings, write_atomically},
+    wire::Refusal,
+    x11,
+};
+
+/// How long the first page may wait for the browser.
+const START_PAGE_DEADLINE: Duration = Duration::from_mins(2);
+/// How long a size may wait for the display.
+const DISPLAY_DEADLINE: Duration = Duration::from_mins(1);
+
+/// An accepted claim.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Claim {
+    pub(super) request: ClaimRequest,
+    /// Every step was taken. An agent that died on the way takes them all when the claim is repeated.
+    complete: bool,
+}
+
+/// The one claim of a guest.
+pub(super) struct Claims {
+    current: Mutex<Option<Claim>>,
+    /// Held while a claim or an assignment is carried out.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Claims {
+    pub(super) fn load(guest: &Guest) -> Self {
+        let kept = fs::read(file(guest)).ok().and_then(|b| serde_json::from_slice(&b).ok());
+        Self { current: Mutex::new(kept), turn: tokio::sync::Mutex::default() }
+    }
+
+    pub(super) fn current(&self) -> Option<Claim> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Kept on disk before it counts: a claim that was answered is never forgotten.
+    fn keep(&self, guest: &Guest, claim: Claim) -> Result<(), Refusal> {
+        let bytes = serde_json::to_vec(&claim).map_err(Refusal::failed)?;
+        write_atomically(&file(guest), &bytes, 0o600).map_err(Refusal::failed)?;
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(claim);
+        Ok(())
+    }
+}
+
+fn file(guest: &Guest) -> std::path::PathBuf {
+    guest.run.join("claim.json")
+}
+
+impl Agent {
+    pub(super) async fn claim(&self, request: ClaimRequest) -> Result<ClaimAnswer, Refusal> {
+        let entropy = check(&request)?;
+        let _turn = self.claim.turn.lock().await;
+        if let Some(claim) = self.claim.current() {
+            if !bool::from(claim.request.secret.as_bytes().ct_eq(request.secret.as_bytes())) {
+                return Err(Refusal::conflict("this guest was claimed with another secret"));
+            }
+            if claim.complete {
+                return Ok(answer());
+            }
+        }
+        // What follows is kept first; a second claimant is refused from here on.
+        self.claim.keep(&self.guest, Claim { request: request.clone(), complete: false })?;
+        let step = |what: &'static str| {
+            move |error: std::io::Error| Refusal::failed(format!("{what} cannot be set: {error}"))
+        };
+        if self.guest.is_whole() {
+            // Before anything else: whatever makes randomness from here on makes its own.
+            system::reseed(&entropy).map_err(step("entropy"))?;
+            system::set_clock(request.time).map_err(step("the clock"))?;
+            if request.cloned {
+                system::renew_boot_id(&self.guest).map_err(step("the boot id"))?;
+            }
+        }
+        system::set_hostname(&self.guest, &request.hostname).map_err(step("the host name"))?;
+        system::renew_machine_id(&self.guest).map_err(step("the machine id"))?;
+        if !request.dns.is_empty() {
+            system::set_dns(&self.guest, &request.dns).map_err(step("name servers"))?;
+        }
+        system::set_timezone(&self.guest, &request.timezone)
+            .map_err(|error| Refusal::bad(error.to_string()))?;
+        let language_changed = self.set_settings(&request.locale, request.screen)?;
+        if request.cloned {
+            system::remove_host_keys(&self.guest).map_err(step("host keys"))?;
+            // The shell on the desktop has its $RANDOM from before.
+            self.order("terminal", "restart").await?;
+            self.order("chromium", "stop").await?;
+            self.wipe_browser().map_err(step("the browser's profile"))?;
+            self.order("chromium", "start").await?;
+        } else if language_changed {
+            self.order("chromium", "restart").await?;
+        } else {
+            // Settling stopped it until this moment. Without a desktop there is nothing to start.
+            let _ = self.order("chromium", "start").await;
+        }
+        self.open_first(request.start_url.clone());
+        self.claim.keep(&self.guest, Claim { request, complete: true })?;
+        Ok(answer())
+    }
+
+    pub(super) async fn assign(&self, request: AssignRequest) -> Result<ClaimAnswer, Refusal> {
+        check_wishes(&request.locale, request.screen, request.start_url.as_deref())?;
+        let _turn = self.claim.turn.lock().await;
+        let Some(mut claim) = self.claim.current() else {
+            return Err(Refusal::conflict("this guest was not claimed yet"));
+        };
+        if self.guest.is_whole() {
+            system::set_clock(request.time).map_err(Refusal::failed)?;
+        }
+        system::set_timezone(&self.guest, &request.timezone)
+            .map_err(|error| Refusal::bad(error.to_string()))?;
+        if self.set_settings(&request.locale, request.screen)? {
+            self.order("chromium", "restart").await?;
+        }
+        let repeated = claim.request.session_id.as_deref() == Some(&request.session_id)
+            && claim.request.start_url == request.start_url;
+        if !repeated {
+            self.open_first(request.start_url.clone());
+        }
+        claim.request.session_id = Some(request.session_id);
+        claim.request.start_url = request.start_url;
+        self.claim.keep(&self.guest, claim)?;
+        Ok(answer())
+    }
+
+    /// Keeps the wishes for the services; says whether the language is another one now.
+    fn set_settings(&self, locale: &str, screen: ScreenSize) -> Result<bool, Refusal> {
+        let before = self.guest.settings();
+        let settings = Settings { locale: locale.to_owned(), screen };
+        self.guest.write_settings(&settings).map_err(Refusal::failed)?;
+        let display = self.guest.display.clone();
+        let start = std::time::Instant::now();
+        if self.guest.is_whole() {
+            tokio::task::spawn_blocking(move || {
+                while let Err(error) = x11::Display::open(&display).and_then(|d| d.resize(screen)) {
+                    if start.elapsed() > DISPLAY_DEADLINE {
+                        tracing::error!("the desktop's size cannot be set: {error}");
+                        return;
+                    }
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            });
+        }
+        Ok(before.locale != settings.locale)
+    }
+
+    /// Opens the first page as soon as there is a browser.
+    fn open_first(&self, url: Option<String>) {
+        let turn = self.start_page.fetch_add(1, Ordering::SeqCst) + 1;
+        let Some(url) = url else { return };
+        let guest = self.guest.clone();
+        let newest = std::sync::Arc::clone(&self.start_page);
+        tokio::spawn(async move {
+            let start = tokio::time::Instant::now();
+            while newest.load(Ordering::SeqCst) == turn {
+                match browser::open(&guest, &url).await {
+                    Ok(()) => return,
+                    Err(error) if start.elapsed() > START_PAGE_DEADLINE => {
+                        tracing::error!("the first page cannot be opened: {error}");
+                        return;
+                    }
+                    Err(_) => tokio::time::sleep(Duration::from_millis(150)).await,
+                }
+            }
+        });
+    }
+
+    /// Removes everything that a browser of before left.
+    pub(super) fn wipe_browser(&self) -> std::io::Result<()> {
+        let profile = self.guest.profile();
+        let cache = profile.file_name().map(|name| self.guest.home.join(".cache").join(name));
+        for dir in [Some(profile), cache].into_iter().flatten() {
+            match fs::remove_dir_all(dir) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn answer() -> ClaimAnswer {
+    ClaimAnswer { boot_id: system::boot_id(), time: Timestamp::now() }
+}
+
+/// Refuses a claim that could not be carried out, before any of it is; returns its entropy.
+fn check(request: &ClaimRequest) -> Result<Vec<u8>, Refusal> {
+    let is_hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if request.secret.len() < 32 || !is_hex(&request.secret) {
+        return Err(Refusal::bad("the secret has to be at least 32 hex digits"));
+    }
+    let name = &request.hostname;
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    if name.is_empty() || name.len() > 63 || !name.bytes().all(is_name) {
+        return Err(Refusal::bad("the host name has to be 1 to 63 letters, digits and hyphens"));
+    }
+    check_wishes(&request.locale, request.screen, request.start_url.as_deref())?;
+    if request.entropy.len() < 128 || !request.entropy.len().is_multiple_of(2) {
+        return Err(Refusal::bad("the entropy has to be at least 64 bytes in hex"));
+    }
+    let digit = |byte: u8| char::from(byte).to_digit(16).map(|d| d as u8);
+    let pair = |pair: &[u8]| Some(digit(pair[0])? << 4 | digit(pair[1])?);
+    let entropy: Option<Vec<u8>> = request.entropy.as_bytes().chunks_exact(2).map(pair).collect();
+    entropy.ok_or_else(|| Refusal::bad("the entropy is not hex"))
+}
+
+fn check_wishes(locale: &str, screen: ScreenSize, url: Option<&str>) -> Result<(), Refusal> {
+    let is_locale = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if locale.is_empty() || locale.len() > 35 || !locale.bytes().all(is_locale) {
+        return Err(Refusal::bad("the locale has to be a language tag such as en-US"));
+    }
+    let range = 320..=7680;
+    if !range.contains(&screen.width) || !range.contains(&screen.height) {
+        return Err(Refusal::bad("a desktop is 320 to 7680 pixels wide and high"));
+    }
+    let is_url = |url: &str| url.len() <= 8192 && !url.chars().any(char::is_control);
+    if url.is_some_and(|url| !is_url(url)) {
+        return Err(Refusal::bad("the first page is not a link"));
+    }
+    Ok(())
+}

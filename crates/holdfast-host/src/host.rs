@@ -18,7 +18,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::{
     disk,
-    driver::{DriverError, GuestStream, Observed, Process, Result, Usage, VmSpec},
+    driver::{DriverError, GuestStream, ImageRef, Observed, Process, Result, Usage, VmSpec},
     net::{self, Range, namespace},
     process::{self, Handed, Processes, cgroups},
     registry::{Lease, Registry},
@@ -42,6 +42,8 @@ pub struct HostConfig {
     pub address_range: Range,
     /// QEMU's program, found in PATH when it is a bare name.
     pub qemu: PathBuf,
+    /// Image whose kernel KVM is tried with, where one is there.
+    pub probe_image: Option<ImageRef>,
     /// Leases of all instances on this machine; vanishes at a reboot.
     pub run_dir: PathBuf,
 }
@@ -54,6 +56,7 @@ impl HostConfig {
             uid_base: 200_000,
             address_range: Range::default(),
             qemu: PathBuf::from("qemu-system-x86_64"),
+            probe_image: None,
             run_dir: PathBuf::from("/run/holdfast"),
         }
     }

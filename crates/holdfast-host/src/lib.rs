@@ -18,3 +18,4 @@ pub mod process;
 pub mod registry;
 pub mod snapshot;
 pub mod statedir;
+pub mod tiny;

@@ -9,6 +9,7 @@
 mod cgroup;
 mod identity;
 mod spawn;
+mod trial;
 
 use std::{
     collections::HashMap,
@@ -35,6 +36,7 @@ pub(crate) use self::{cgroup::list as cgroups, spawn::open_tap};
 pub use self::{
     identity::{Alive, Identity},
     spawn::{Handed, Limits, Vmm},
+    trial::{Trial, trial},
 };
 use crate::{
     driver::{DriverError, Process, Result},

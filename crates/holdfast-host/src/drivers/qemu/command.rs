@@ -22,6 +22,8 @@ pub(super) const OVERHEAD_MIB: u64 = 768;
 /// Space for translated code under TCG. QEMU's own choice grows with the host.
 const TRANSLATED_MIB: u32 = 384;
 
+const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
 /// How the guest's instructions are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Accel {
@@ -98,7 +100,7 @@ pub(super) fn line(parts: Parts<'_>) -> Result<Line> {
     line.args.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
     line.arg("-name", format!("holdfast-{}", spec.vm));
     line.arg("-display", "none");
-    line.arg("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+    line.arg("-sandbox", SANDBOX);
     machine(&mut line, accel);
     line.arg("-global", "virtio-mmio.force-legacy=false");
     line.arg("-smp", spec.vcpus.to_string());
@@ -149,6 +151,24 @@ pub(super) fn line(parts: Parts<'_>) -> Result<Line> {
     if parts.incoming {
         line.arg("-incoming", "defer");
     }
+    Ok(line)
+}
+
+/// The command line of a trial: a kernel and a serial port, without disks or network.
+pub(super) fn trial_line(accel: Accel, kernel: &File, serial: &File) -> Result<Line> {
+    let mut line = Line::default();
+    line.args.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(str::to_owned));
+    line.arg("-display", "none");
+    line.arg("-sandbox", SANDBOX);
+    line.arg("-object", "memory-backend-ram,id=mem,size=256M");
+    line.arg("-m", "256M");
+    machine(&mut line, accel);
+    let kernel = line.hand(kernel)?.path();
+    line.arg("-kernel", kernel);
+    line.arg("-append", "console=ttyS0 earlyprintk=ttyS0 panic=1 reboot=t");
+    let serial = line.set(serial)?;
+    line.arg("-chardev", format!("file,id=serial,path={serial},append=on"));
+    line.arg("-serial", "chardev:serial");
     Ok(line)
 }
 

@@ -83,11 +83,12 @@ impl QemuDriver {
     ) -> Result<Qmp> {
         let vm = spec.vm;
         let io = |source| DriverError::io(format!("preparing the VMM of VM {vm}"), source);
+        let accel = self.accel(&spec.image).await?;
         let lease = self.host.lease(vm)?;
         let note = if memory.shared { "shared" } else { "private" };
         let line = command::line(Parts {
             spec,
-            accel: self.accel,
+            accel,
             memory,
             upper: OpenOptions::new().read(true).write(true).open(dir.file(UPPER)).map_err(io)?,
             serial: OpenOptions::new()
@@ -106,7 +107,7 @@ impl QemuDriver {
             args: line.args,
             handed: line.handed,
             namespace: Some(self.host.namespace(vm)?),
-            user: Some((self.host.uid(&lease), command::kvm_groups(self.accel))),
+            user: Some((self.host.uid(&lease), command::kvm_groups(accel))),
             limits: Limits {
                 memory_mib: u64::from(spec.memory_mib) + OVERHEAD_MIB,
                 vcpus: spec.vcpus,

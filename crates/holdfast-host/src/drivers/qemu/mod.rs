@@ -2,6 +2,7 @@
 
 mod command;
 mod launch;
+mod probe;
 mod qmp;
 mod snapshot;
 mod tsc;
@@ -13,7 +14,7 @@ use holdfast_core::VmId;
 use rustix::process::Signal;
 use serde_json::json;
 
-use self::{command::Accel, qmp::Qmp};
+use self::qmp::Qmp;
 use crate::{
     driver::{
         Driver, DriverError, GuestStream, Observed, Probe, Process, Result, StartFrom, Stop, Usage,
@@ -30,7 +31,7 @@ const QMP_DEADLINE: Duration = Duration::from_secs(5);
 /// Runs VMs in QEMU.
 pub struct QemuDriver {
     host: Host,
-    accel: Accel,
+    kvm: tokio::sync::Mutex<Option<probe::Verdict>>,
     snapshots: tokio::sync::Mutex<Vec<Arc<snapshot::Verified>>>,
     version: tokio::sync::OnceCell<String>,
 }
@@ -40,7 +41,7 @@ impl QemuDriver {
     pub fn open(config: HostConfig) -> Result<Self> {
         Ok(Self {
             host: Host::open(config)?,
-            accel: Accel::Tcg,
+            kvm: tokio::sync::Mutex::default(),
             snapshots: tokio::sync::Mutex::default(),
             version: tokio::sync::OnceCell::new(),
         })
@@ -99,13 +100,15 @@ impl Driver for QemuDriver {
     }
 
     async fn probe(&self) -> Probe {
-        Probe {
-            usable: true,
-            evidence: String::new(),
+        self.probe_now().await.unwrap_or_else(|error| Probe {
+            usable: false,
+            evidence: error.to_string(),
             version: None,
             accelerated: false,
-            remedy: None,
-        }
+            remedy: Some(
+                "install QEMU, on Debian with `apt-get install qemu-system-x86`".to_owned(),
+            ),
+        })
     }
 
     async fn create(&self, spec: &VmSpec) -> Result<()> {

@@ -106,7 +106,8 @@ impl QemuDriver {
     }
 
     async fn fits(&self, spec: &VmSpec) -> Result<Fits> {
-        let vmm = format!("{} ({})", self.version().await?, self.accel.name());
+        let accel = self.accel(&spec.image).await?;
+        let vmm = format!("{} ({})", self.version().await?, accel.name());
         Ok(Fits::new(vmm, spec))
     }
 

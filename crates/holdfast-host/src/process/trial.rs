@@ -1,0 +1,55 @@
+//! Trials: a VMM that is started to see what it prints, and ended.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use holdfast_core::VmId;
+use uuid::Uuid;
+
+use super::{Vmm, cgroup, spawn};
+
+/// How often the output is looked at.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// What came of a trial.
+#[derive(Debug, Clone)]
+pub struct Trial {
+    /// What was waited for was printed.
+    pub passed: bool,
+    /// How long it took.
+    pub took: Duration,
+    /// Everything that was printed.
+    pub output: String,
+}
+
+/// Starts a VMM that prints to `log`, and ends it when `wanted` was printed, when it ends by itself, or
+/// at the deadline.
+pub async fn trial(vmm: Vmm, log: &Path, wanted: &str, deadline: Duration) -> io::Result<Trial> {
+    let file = File::options().create(true).append(true).open(log)?;
+    let vm = VmId::from_uuid(Uuid::new_v4());
+    // No instance of that name exists, so nobody takes it for a leftover.
+    let instance = format!("trial-{vm}");
+    let began = Instant::now();
+    let mut child = {
+        let instance = instance.clone();
+        let spawned = tokio::task::spawn_blocking(move || spawn::spawn(vmm, vm, &instance, file));
+        spawned.await.map_err(io::Error::other)??
+    };
+    let outcome = loop {
+        let ended = child.try_wait()?.is_some();
+        let output = String::from_utf8_lossy(&fs::read(log)?).into_owned();
+        let passed = output.contains(wanted);
+        if passed || ended || began.elapsed() > deadline {
+            break Trial { passed, took: began.elapsed(), output };
+        }
+        tokio::time::sleep(LOOK).await;
+    };
+    child.kill()?;
+    tokio::task::spawn_blocking(move || child.wait()).await.map_err(io::Error::other)??;
+    cgroup::remove(&instance, vm).await.map_err(io::Error::other)?;
+    Ok(outcome)
+}

@@ -1,0 +1,118 @@
+//! A guest of a few dozen bytes, to prove that a VMM runs guests here: it prints to the serial port and
+//! then ticks or faults. It needs no disk, no driver and no toolchain.
+//!
+//! Its code means the same in 32-bit and in 64-bit mode, so one file boots by PVH (QEMU, newer
+//! Firecracker: 32-bit, by the note) and by the 64-bit entry of Linux (older Firecracker).
+
+use std::{fs, io, path::Path};
+
+/// What the guest prints first.
+pub const BANNER: &str = "holdfast tiny guest\n";
+/// Where it is loaded and entered: 16 MiB, where Linux is.
+const BASE: u64 = 0x100_0000;
+/// I/O port of the first serial port.
+const SERIAL: u32 = 0x3f8;
+/// Turns of an empty loop between two ticks: some hundredths of a second under translation.
+const TURNS: u32 = 10_000_000;
+
+/// What the guest does after its banner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// Prints a dot now and then, for ever.
+    Tick,
+    /// Prints as fast as it can, for ever.
+    Flood,
+    /// Faults so that its processor resets, as after a panic.
+    Fault,
+}
+
+/// The guest's kernel as an ELF file.
+pub fn kernel(then: Then) -> Vec<u8> {
+    let code = code(then);
+    // ELF header, two program headers, note, code.
+    let note_at = 64_u64 + 2 * 56;
+    let note = [
+        &4_u32.to_le_bytes()[..],  // length of the name
+        &8_u32.to_le_bytes()[..],  // length of the content
+        &18_u32.to_le_bytes()[..], // XEN_ELFNOTE_PHYS32_ENTRY
+        b"Xen\0",
+        &BASE.to_le_bytes()[..],
+    ]
+    .concat();
+    let code_at = note_at + note.len() as u64;
+
+    let mut elf = Vec::new();
+    elf.extend_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    half(&mut elf, &[2, 62]); // executable, x86-64
+    elf.extend_from_slice(&1_u32.to_le_bytes());
+    long(&mut elf, &[BASE, 64, 0]); // entry, program headers, no sections
+    elf.extend_from_slice(&0_u32.to_le_bytes());
+    half(&mut elf, &[64, 56, 2, 64, 0, 0]);
+    program_header(&mut elf, 1, 5, code_at, BASE, code.len() as u64); // PT_LOAD, readable, executable
+    program_header(&mut elf, 4, 4, note_at, 0, note.len() as u64); // PT_NOTE, readable
+    elf.extend_from_slice(&note);
+    elf.extend_from_slice(&code);
+    elf
+}
+
+/// Makes an image directory with this guest as its kernel and nothing on its disk.
+pub fn image(dir: &Path, then: Then) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::create_dir_all(dir)?;
+    let parts: [(&str, &[u8]); 4] = [
+        ("manifest.json", b"{}"),
+        ("vmlinux", &kernel(then)),
+        ("initramfs.img", &[0; 512]),
+        ("rootfs.img", &[0; 4096]),
+    ];
+    for (name, content) in parts {
+        fs::write(dir.join(name), content)?;
+        fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o644))?;
+    }
+    Ok(())
+}
+
+fn code(then: Then) -> Vec<u8> {
+    let mut code = vec![0xba]; // mov edx, SERIAL
+    code.extend_from_slice(&SERIAL.to_le_bytes());
+    let print = |code: &mut Vec<u8>, byte: u8| code.extend_from_slice(&[0xb0, byte, 0xee]); // mov al, byte; out dx, al
+    for byte in BANNER.bytes() {
+        print(&mut code, byte);
+    }
+    let turns = if then == Then::Flood { 1 } else { TURNS };
+    match then {
+        Then::Fault => code.extend_from_slice(&[0x0f, 0x0b]), // ud2, without a handler
+        Then::Tick | Then::Flood => {
+            let begin = code.len();
+            code.push(0xb9); // mov ecx, turns
+            code.extend_from_slice(&turns.to_le_bytes());
+            code.extend_from_slice(&[0xff, 0xc9, 0x75, 0xfc]); // dec ecx; jnz to it
+            print(&mut code, b'.');
+            // jmp to the beginning; relative to the end of these two bytes.
+            let back = (code.len() + 2 - begin) as u8;
+            code.extend_from_slice(&[0xeb, back.wrapping_neg()]);
+        }
+    }
+    code
+}
+
+fn half(elf: &mut Vec<u8>, values: &[u16]) {
+    elf.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+}
+
+fn long(elf: &mut Vec<u8>, values: &[u64]) {
+    elf.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+}
+
+fn program_header(
+    elf: &mut Vec<u8>,
+    kind: u32,
+    flags: u32,
+    offset: u64,
+    address: u64,
+    length: u64,
+) {
+    elf.extend(kind.to_le_bytes());
+    elf.extend(flags.to_le_bytes());
+    long(elf, &[offset, address, address, length, length, 4]);
+}

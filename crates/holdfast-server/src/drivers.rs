@@ -5,7 +5,12 @@
 
 use std::{collections::BTreeMap, collections::BTreeSet, fs, sync::Arc};
 
-use holdfast_host::driver::{Driver, DriverError, Probe};
+use holdfast_host::{
+    driver::{Driver, Probe},
+    drivers::qemu::QemuDriver,
+    host::HostConfig,
+    net::Range,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -87,10 +92,27 @@ pub(crate) async fn choose(
     Err(ServerError::NoDriver(passed_over.join("; ")))
 }
 
-/// Puts a driver together by its name.
-pub fn open_driver(config: &Config, name: &str) -> Result<Arc<dyn Driver>, DriverError> {
-    let _ = (config, name);
-    Err(DriverError::Unsupported { driver: "x", operation: "open" })
+/// Puts a driver together by its name. Nothing is booted by that.
+pub fn open_driver(config: &Config, name: &str) -> Result<Arc<dyn Driver>, ServerError> {
+    let host = host_config(config)?;
+    match name {
+        "qemu" => Ok(Arc::new(QemuDriver::open(host)?)),
+        _ => Err(ServerError::NoDriver(format!("this version has no {name} driver"))),
+    }
+}
+
+/// Where and how VMs run on this host.
+fn host_config(config: &Config) -> Result<HostConfig, ServerError> {
+    let address_range = config
+        .vm
+        .address_range
+        .parse::<Range>()
+        .map_err(|error| ServerError::Config { key: "vm.address_range", why: error.to_string() })?;
+    Ok(HostConfig {
+        uid_base: config.vm.uid_base,
+        address_range,
+        ..HostConfig::new(&config.state_dir)
+    })
 }
 
 /// Probes while the server works already: sessions that run do not wait for it.

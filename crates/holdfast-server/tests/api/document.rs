@@ -1,0 +1,75 @@
+//! The OpenAPI document and who may call what, both checked in.
+
+use std::fmt::Write as _;
+
+use uuid::Uuid;
+
+use crate::{
+    http::{UPGRADE, raw, request},
+    server::TestServer,
+};
+
+/// `docs/openapi.json` is what the handlers say. `UPDATE_OPENAPI=1` writes it.
+#[test]
+fn the_checked_in_document_is_the_generated_one() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json");
+    let generated = holdfast_server::openapi::json();
+    if std::env::var_os("UPDATE_OPENAPI").is_some() {
+        std::fs::write(file, &generated).unwrap();
+    }
+    let checked_in = std::fs::read_to_string(file).unwrap_or_default();
+    assert!(
+        checked_in == generated,
+        "docs/openapi.json is not what the handlers say; write it with UPDATE_OPENAPI=1"
+    );
+}
+
+/// Calls every route as nobody, as an owner and as an administrator. The answers are checked in:
+/// a route that lets somebody else in changes them.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_knows_who_may_call_it() {
+    let server = TestServer::start().await;
+    let body = holdfast_api::CreateToken { owner: "owner".into(), ..Default::default() };
+    let owner = server.client.create_token(&body).await.unwrap().secret;
+    let document: serde_json::Value =
+        serde_json::from_str(&holdfast_server::openapi::json()).unwrap();
+    let mut routes = vec![
+        ("GET".to_owned(), "/".to_owned()),
+        ("GET".to_owned(), "/openapi.json".to_owned()),
+        ("GET".to_owned(), "/api/nothing".to_owned()),
+        ("GET".to_owned(), "/api/auth/session/{id}/vm".to_owned()),
+        ("POST".to_owned(), "/api/auth/session/{id}/heartbeat".to_owned()),
+        ("GET".to_owned(), "/api/vm/auth/session/{id}/oauth-url".to_owned()),
+    ];
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        let methods = methods.as_object().unwrap().keys();
+        routes.extend(methods.map(|method| (method.to_uppercase(), path.clone())));
+    }
+    routes.sort_by(|a, b| (&a.1, &a.0).cmp(&(&b.1, &b.0)));
+    let mut table = format!("{:7} {:40} anonymous  owner  administrator\n", "", "");
+    for (method, route) in routes {
+        let path = route.replace("{id}", &Uuid::nil().to_string());
+        let mut statuses = Vec::new();
+        for token in ["", &owner, &server.token] {
+            let bearer = format!("Bearer {token}");
+            let mut headers = vec![("Content-Type", "application/json")];
+            if !token.is_empty() {
+                headers.push(("Authorization", bearer.as_str()));
+            }
+            if route.ends_with("/desktop") || route.ends_with("/terminal") {
+                headers.extend(UPGRADE);
+            }
+            let body = if method == "POST" { "{}" } else { "" };
+            let answer = raw(server.address, &request(&method, &path, &headers, body)).await;
+            statuses.push(answer.expect("an answer").status);
+        }
+        writeln!(
+            table,
+            "{method:7} {route:40} {:<10} {:<6} {}",
+            statuses[0], statuses[1], statuses[2]
+        )
+        .unwrap();
+    }
+    server.stop().await;
+    insta::assert_snapshot!(table);
+}

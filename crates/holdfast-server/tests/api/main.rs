@@ -1,0 +1,16 @@
+//! The HTTP API, on a server that listens, over the simulated driver.
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test that cannot go on fails")]
+
+mod broken_store;
+mod creation;
+mod document;
+mod events;
+mod gates;
+mod hostile;
+mod http;
+mod lifecycle;
+mod owners;
+mod restart;
+mod server;
+mod start;
+mod streams;

@@ -143,10 +143,9 @@ impl TempPostgres {
     /// # Panics
     /// When a statement fails.
     pub fn sql(&self, database: &str, statements: &str) -> String {
-        let name = database.rsplit('/').find(|part| !part.is_empty()).unwrap_or(database);
         let name = match database.split_once("@localhost/") {
             Some((_, rest)) => rest.split('?').next().unwrap_or(rest),
-            None => name,
+            None => database,
         };
         let socket = self.socket().display().to_string();
         let output = self.run(
@@ -169,6 +168,11 @@ impl TempPostgres {
         let rest = fs::read_to_string(&path).expect("initdb made it");
         fs::write(&path, format!("{hba_lines}\n{rest}")).expect("writable");
         self.sql("postgres", "SELECT pg_reload_conf()");
+    }
+
+    /// What the server wrote to its log so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.home.path().join("log")).unwrap_or_default()
     }
 
     /// Directory of the Unix socket.
@@ -210,7 +214,7 @@ impl TempPostgres {
             assert!(
                 Instant::now() < deadline,
                 "PostgreSQL did not get there in {DEADLINE:?}; its log: {}",
-                fs::read_to_string(self.home.path().join("log")).unwrap_or_default()
+                self.log()
             );
             std::thread::sleep(LOOK_AGAIN);
         }

@@ -41,7 +41,7 @@ pub(crate) async fn choose(
     config: &Config,
     dir: &StateDir,
     in_use: &BTreeSet<String>,
-    say: &mut dyn FnMut(String),
+    say: &mut (dyn FnMut(String) + Send),
 ) -> Result<(Arc<dyn Driver>, VerdictWatch), ServerError> {
     let asked = match config.driver {
         DriverChoice::Auto => None,

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -65,25 +66,24 @@ impl Layer {
         Ok(Self { path, description })
     }
 
-    /// Removes every layer of this name.
-    pub(crate) fn remove_all(cache: &Path, name: &str) -> Result<()> {
+    /// Removes every layer for which `unwanted` says so of its directory's name, `<name>-<key>`;
+    /// answers how many bytes that freed.
+    pub(crate) fn remove(cache: &Path, unwanted: impl Fn(&str) -> bool) -> Result<u64> {
         let layers = cache.join("layers");
-        let what = || format!("removing old layers from {}", layers.display());
+        let what = || format!("removing layers from {}", layers.display());
         let entries = match fs::read_dir(&layers) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
             entries => entries.doing(what)?,
         };
+        let mut freed = 0;
         for entry in entries {
             let path = entry.doing(what)?.path();
-            let stem = path.file_name().and_then(|file| file.to_str()).and_then(|file| {
-                let (stem, _) = file.rsplit_once('-')?;
-                Some(stem)
-            });
-            if stem == Some(name) {
+            if path.file_name().and_then(|file| file.to_str()).is_some_and(&unwanted) {
+                freed += disk_bytes(&path).doing(what)?;
                 fs::remove_dir_all(&path).doing(what)?;
             }
         }
-        Ok(())
+        Ok(freed)
     }
 
     /// Its archive.
@@ -92,9 +92,28 @@ impl Layer {
     }
 }
 
+/// Name of a layer's directory: 128 bits of the key are enough to tell layers apart, and bearable in
+/// a listing.
+pub(crate) fn directory_name(name: &str, key: &str) -> String {
+    format!("{name}-{}", &key[..32])
+}
+
 fn location(cache: &Path, name: &str, key: &str) -> PathBuf {
-    // 128 bits of the key are enough to tell layers apart, and bearable in a listing.
-    cache.join("layers").join(format!("{name}-{}", &key[..32]))
+    cache.join("layers").join(directory_name(name, key))
+}
+
+/// Bytes on disk of all that is below a directory.
+pub(crate) fn disk_bytes(directory: &Path) -> io::Result<u64> {
+    let mut total = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        total += metadata.blocks() * 512;
+        if metadata.is_dir() {
+            total += disk_bytes(&entry.path())?;
+        }
+    }
+    Ok(total)
 }
 
 /// Syncs what is in a directory, and the directory.

@@ -10,7 +10,10 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 
 use crate::{
-    FileEntry, ImageError, Manifest, Progress, Result, Stage, digest, error::IoContext as _, layer,
+    FileEntry, ImageError, Manifest, Progress, Result, Stage, base, digest,
+    error::IoContext as _,
+    layer::{self, Layer},
+    system, tools,
 };
 
 const MANIFEST: &str = "manifest.json";
@@ -119,6 +122,26 @@ impl Library {
         remove().doing(|| format!("removing image {digest}"))?;
         drop(lock);
         Ok(manifest)
+    }
+
+    /// Removes the layers that no image of the library was made from, and what an interrupted build
+    /// left; answers how many bytes that freed.
+    pub fn prune(&self) -> Result<u64> {
+        let _lock = self.lock(&crate::Silent)?;
+        let building = self.building();
+        let what = || format!("removing {}", building.display());
+        let left = if building.exists() { layer::disk_bytes(&building).doing(what)? } else { 0 };
+        self.clear_building().doing(what)?;
+        let mut used = Vec::new();
+        for manifest in self.list()? {
+            // With a manifest that cannot be read nobody knows what is unused.
+            let inputs = manifest?.inputs;
+            used.push(layer::directory_name(system::NAME, &system::key(&inputs)));
+            used.push(layer::directory_name(base::NAME, &inputs.base));
+            used.extend(inputs.tools.map(|key| layer::directory_name(tools::NAME, &key)));
+        }
+        let unused = |directory: &str| !used.iter().any(|name| name == directory);
+        Ok(left + Layer::remove(&self.cache, unused)?)
     }
 
     /// Hashes every file of an image and compares it with the manifest.

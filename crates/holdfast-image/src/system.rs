@@ -60,7 +60,7 @@ pub(crate) fn build(parts: &Parts<'_>, building: &Path, key: &str) -> Result<Lay
     if let Some(tools) = parts.tools {
         description.tools.clone_from(&tools.description.tools);
     }
-    Layer::remove_all(parts.cache, NAME)?;
+    Layer::remove(parts.cache, |directory| directory.starts_with(NAME))?;
     Layer::publish(parts.cache, NAME, key, &result, description)
 }
 

@@ -2,11 +2,7 @@
 //!
 //! The lock file pins every file by its hash; no package's scripts are run.
 
-use std::{
-    fs, io,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
-    path::Path,
-};
+use std::{fs, io, os::unix::fs::PermissionsExt as _, path::Path};
 
 use serde::Serialize;
 
@@ -15,7 +11,7 @@ use crate::{
     command::{self, Run},
     digest,
     error::IoContext as _,
-    layer::{ARCHIVE, Description, Layer},
+    layer::{ARCHIVE, Description, Layer, disk_bytes},
     recipe::{PACKAGE_LOCK, Recipe, Tools},
 };
 
@@ -81,7 +77,7 @@ pub(crate) fn build(
         }
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).doing(what)?;
     }
-    let unpacked_bytes = size(&tools)?;
+    let unpacked_bytes = disk_bytes(&tools).doing(|| format!("reading {}", tools.display()))?;
     pack(&root, &result.join(ARCHIVE), progress)?;
     let tools = versions(&recipe.tools);
     let description = Description { unpacked_bytes, tools, ..Description::default() };
@@ -115,21 +111,6 @@ fn remove(path: &Path) -> Result<()> {
         Err(error) => Err(error),
     };
     removed.doing(|| format!("removing {}", path.display()))
-}
-
-/// Bytes taken by what is below a directory.
-fn size(directory: &Path) -> Result<u64> {
-    let what = || format!("reading {}", directory.display());
-    let mut total = 0;
-    for entry in fs::read_dir(directory).doing(what)? {
-        let entry = entry.doing(what)?;
-        let metadata = entry.metadata().doing(what)?;
-        total += metadata.blocks() * 512;
-        if metadata.is_dir() {
-            total += size(&entry.path())?;
-        }
-    }
-    Ok(total)
 }
 
 fn pack(root: &Path, archive: &Path, progress: &dyn Progress) -> Result<()> {

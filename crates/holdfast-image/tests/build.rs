@@ -246,10 +246,21 @@ fn the_same_inputs_are_found_and_a_new_agent_reuses_the_layers() {
     assert_eq!(world.images(), 2);
     assert_ne!(library.current().unwrap(), manifest.digest);
 
+    // What both are made from stays, until neither is there.
+    fs::create_dir_all(world.cache().join("building/left")).unwrap();
+    let layers = || fs::read_dir(world.cache().join("layers")).unwrap().count();
+    assert_eq!((library.prune().unwrap(), layers()), (4096, 3));
+    assert!(!world.cache().join("building").exists());
+
     // The first agent's image is found, and is the current one again.
     world.agent("first");
     assert!(build(&world.request(), &Silent).unwrap().reused);
     assert_eq!(library.current().unwrap(), manifest.digest);
+    for image in library.list().unwrap() {
+        library.remove(&image.unwrap().digest, true, |_| None).unwrap();
+    }
+    assert!(library.prune().unwrap() > 0);
+    assert_eq!(layers(), 0);
 }
 
 #[test]

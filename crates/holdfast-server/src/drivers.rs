@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, collections::BTreeSet, fs, sync::Arc};
 
 use holdfast_host::{
     driver::{Driver, Probe},
-    drivers::qemu::QemuDriver,
+    drivers::{qemu::QemuDriver, sim::SimDriver},
     host::HostConfig,
     net::Range,
 };
@@ -94,9 +94,9 @@ pub(crate) async fn choose(
 
 /// Puts a driver together by its name. Nothing is booted by that.
 pub fn open_driver(config: &Config, name: &str) -> Result<Arc<dyn Driver>, ServerError> {
-    let host = host_config(config)?;
     match name {
-        "qemu" => Ok(Arc::new(QemuDriver::open(host)?)),
+        "qemu" => Ok(Arc::new(QemuDriver::open(host_config(config)?)?)),
+        "sim" => Ok(Arc::new(SimDriver::open(config.state_dir.join("sim"))?)),
         _ => Err(ServerError::NoDriver(format!("this version has no {name} driver"))),
     }
 }

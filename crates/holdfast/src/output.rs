@@ -34,6 +34,9 @@ pub fn print_error(error: &anyhow::Error) {
         ClientError::Refused(problem) if problem.code == holdfast_api::Code::Unauthorized => Some(
             "Set HOLDFAST_TOKEN, or run this as the user that runs the server: its token is in the state directory.",
         ),
+        ClientError::Refused(problem) if problem.code == holdfast_api::Code::Gone => Some(
+            "Its timeline is kept for a while: see `holdfast session logs` and `holdfast session explain`.",
+        ),
         ClientError::Url { .. } => Some("Give the address with --url or HOLDFAST_URL."),
         _ => None,
     });
@@ -67,9 +70,9 @@ pub fn print_table(table: &Table, empty: &str) {
         eprintln!("{empty}");
         return;
     }
-    // Padding at the ends of lines is noise for whoever copies them.
+    // Padding at both ends of lines is noise for whoever copies them.
     for line in table.lines() {
-        println!("{}", line.trim_end());
+        println!("{}", line.strip_prefix(' ').unwrap_or(&line).trim_end());
     }
 }
 

@@ -62,6 +62,7 @@ pub async fn until_ready(client: &Client, session: Session) -> anyhow::Result<Se
     let steps = Steps::new("Starting");
     let mut follower = Follower::new(client, session.id);
     let began = session.created_at;
+    let mut said = String::new();
     let outcome = loop {
         let update = tokio::select! {
             update = follower.next() => update?,
@@ -81,7 +82,11 @@ pub async fn until_ready(client: &Client, session: Session) -> anyhow::Result<Se
                 } else {
                     "-"
                 };
-                steps.done(&format!("{mark} {after:6.2} s  {}", event.why));
+                // One thing that changes session and VM is two events, and one line.
+                if said != event.why {
+                    steps.done(&format!("{mark} {after:6.2} s  {}", event.why));
+                }
+                said.clone_from(&event.why);
                 steps.now(next_after(&event.kind, event.to.as_deref()));
             }
             Update::Session(now) => match now.state.as_str() {

@@ -107,7 +107,8 @@ describe('a link', () => {
       [closed(1006), 100],
     ]);
     for (const type of ['wake', 'retry', 'unblock'] as const) {
-      expect(step(waiting, { type }, 700, MIDDLE).phase).toBe('connecting');
+      const again = step(waiting, { type }, 700, MIDDLE);
+      expect(again).toMatchObject({ phase: 'connecting', attempt: 0 });
     }
   });
 
@@ -116,7 +117,9 @@ describe('a link', () => {
       [{ type: 'start' }, 1000],
       [closed(1006), 1001],
     ]);
-    expect(step(waiting, { type: 'wake' }, 1100, MIDDLE)).toBe(waiting);
+    const soon = step(waiting, { type: 'wake' }, 1100, MIDDLE);
+    expect(soon).toMatchObject({ phase: 'waiting', nextAt: 1500, attempt: 0 });
+    expect(step(soon, { type: 'wake' }, 1200, MIDDLE)).toBe(soon);
     expect(step(waiting, { type: 'wake' }, 1600, MIDDLE).phase).toBe('connecting');
   });
 

@@ -71,7 +71,7 @@ export type LinkEvent =
 export const GOOD_MS = 5_000;
 /** Pause between looks at a machine that is starting; the events usually tell sooner. */
 export const STARTING_MS = 4_000;
-/** A wake-up starts no second attempt within this time. */
+/** A wake-up starts the next attempt no sooner than this after the one before. */
 const WAKE_MS = 500;
 
 /** Close codes: 44xx and 45xx are the server's own, as the HTTP statuses; 4401 is the page's own. */
@@ -126,8 +126,13 @@ export function step(state: LinkState, event: LinkEvent, now: number, random: nu
       return state.phase === 'waiting' ? connecting(state, now) : state;
     case 'wake':
       if (state.phase !== 'waiting') return state;
-      if (state.triedAt !== null && now - state.triedAt < WAKE_MS) return state;
-      return connecting(state, now);
+      if (state.triedAt !== null && now - state.triedAt < WAKE_MS) {
+        const soon = state.triedAt + WAKE_MS;
+        if (state.nextAt !== null && state.nextAt <= soon) return state;
+        return { ...state, attempt: 0, nextAt: soon };
+      }
+      // What just came back may still stumble: failures are counted anew.
+      return connecting({ ...state, attempt: 0 }, now);
     case 'retry':
       return state.phase === 'waiting' ? connecting({ ...state, attempt: 0 }, now) : state;
     case 'block':

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use holdfast_server::Config;
 use uuid::Uuid;
 
 use crate::{
@@ -24,6 +25,31 @@ fn the_checked_in_document_is_the_generated_one() {
     );
 }
 
+/// The file in docs/configuration.md holds every key with its default.
+#[test]
+fn the_documented_configuration_is_the_default() {
+    let text = std::fs::read_to_string(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../docs/configuration.md"
+    ))
+    .unwrap();
+    let block = text.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let documented = Config::from_toml(block).unwrap();
+    // Directories depend on who asks.
+    let default = Config {
+        state_dir: "/var/lib/holdfast".into(),
+        cache_dir: "/root/.cache/holdfast".into(),
+        ..Config::default()
+    };
+    assert_eq!(documented, default);
+    let keys = |text: &str| {
+        let keys =
+            text.lines().filter_map(|line| line.split_once(" = ")).map(|(key, _)| key.to_owned());
+        keys.collect::<Vec<_>>()
+    };
+    assert_eq!(keys(block), keys(&default.to_toml().unwrap()), "every key, in the same order");
+}
+
 /// Calls every route as nobody, as an owner and as an administrator. The answers are checked in:
 /// a route that lets somebody else in changes them.
 #[tokio::test(flavor = "multi_thread")]
@@ -34,7 +60,6 @@ async fn every_route_knows_who_may_call_it() {
     let document: serde_json::Value =
         serde_json::from_str(&holdfast_server::openapi::json()).unwrap();
     let mut routes = vec![
-        ("GET".to_owned(), "/".to_owned()),
         ("GET".to_owned(), "/openapi.json".to_owned()),
         ("GET".to_owned(), "/api/nothing".to_owned()),
         ("GET".to_owned(), "/api/auth/session/{id}/vm".to_owned()),

@@ -1,6 +1,9 @@
 //! Server-Sent Events: nothing is missed and nothing comes twice.
 
-use holdfast_api::{Event, client::{EventStream, Update}};
+use holdfast_api::{
+    Event,
+    client::{EventStream, Update},
+};
 use uuid::Uuid;
 
 use crate::server::{DEADLINE, TestServer};
@@ -65,8 +68,11 @@ async fn a_stopping_server_ends_its_streams() {
 async fn odd_positions_are_no_disaster() {
     let server = TestServer::start().await;
     let session = server.create().await;
-    for (after, status) in [("-1", 200), ("9223372036854775807", 200), ("9223372036854775808", 400), ("x", 400)] {
-        let answer = server.get(&format!("/api/sessions/{}/events?after={after}", session.id)).await;
+    for (after, status) in
+        [("-1", 200), ("9223372036854775807", 200), ("9223372036854775808", 400), ("x", 400)]
+    {
+        let answer =
+            server.get(&format!("/api/sessions/{}/events?after={after}", session.id)).await;
         assert_eq!(answer.status, status, "{after}");
     }
     let nobody = server.client.follow(Uuid::nil(), 0).await;

@@ -27,8 +27,8 @@ impl Answer {
     /// The problem that it has to be.
     pub fn problem(&self) -> Problem {
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
-        let problem: Problem = serde_json::from_slice(&self.body)
-            .unwrap_or_else(|error| panic!("{error}: {self:?}"));
+        let problem: Problem =
+            serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"));
         assert_eq!(problem.status, self.status);
         assert_eq!(problem.code.status(), self.status);
         assert!(!problem.error.is_empty());

@@ -61,4 +61,3 @@ async fn the_token_is_for_its_owner_only() {
     let (config, _dir) = server.stop().await;
     assert!(!config.address_file().exists());
 }
-

@@ -26,8 +26,7 @@ impl Viewer {
         browser: bool,
     ) -> Result<Self, (u16, Option<Problem>)> {
         let stream = TcpStream::connect(server.address).await.unwrap();
-        let mut request =
-            format!("ws://{}{path}", server.address).into_client_request().unwrap();
+        let mut request = format!("ws://{}{path}", server.address).into_client_request().unwrap();
         let headers = request.headers_mut();
         if !token.is_empty() {
             headers.insert("authorization", format!("Bearer {token}").parse().unwrap());
@@ -45,10 +44,7 @@ impl Viewer {
         }
     }
 
-    pub async fn desktop(
-        server: &TestServer,
-        id: Uuid,
-    ) -> Result<Self, (u16, Option<Problem>)> {
+    pub async fn desktop(server: &TestServer, id: Uuid) -> Result<Self, (u16, Option<Problem>)> {
         let path = format!("/api/sessions/{id}/desktop");
         Self::open(server, &path, &server.token, false).await
     }

@@ -10,6 +10,7 @@ use std::{
             net::UnixListener,
         },
     },
+    time::Duration,
 };
 
 use holdfast_core::VmId;
@@ -27,6 +28,8 @@ use crate::{
     statedir::{SERIAL, UPPER, VmDir},
 };
 
+/// Between the end of a VMM's connections and its own lies next to nothing.
+const DYING: Duration = Duration::from_secs(1);
 /// There while a start is not complete. A VMM found with it is not adopted but started anew.
 const STARTING: &str = "starting";
 /// Name of the anonymous file that holds the memory of a VM that was booted.
@@ -50,6 +53,13 @@ impl QemuDriver {
             StartFrom::Boot => self.boot(&dir, &spec).await,
             StartFrom::Snapshot(path) => self.restore(&dir, &spec, path).await,
         };
+        let started = match started {
+            // A VMM that ends breaks its connection; its own words say more.
+            Err(DriverError::Io { .. }) if self.ended(&dir).await => {
+                Err(DriverError::Exited { vm, why: self.host.wait_exit(vm).await? })
+            }
+            started => started,
+        };
         if started.is_err() {
             // Nothing half started stays behind; the first error is the one that matters.
             if let Err(error) = self.host.kill(vm).await {
@@ -58,6 +68,12 @@ impl QemuDriver {
         }
         files::remove_if_there(&dir.file(STARTING)).map_err(io)?;
         started
+    }
+
+    async fn ended(&self, dir: &VmDir) -> bool {
+        let processes = self.host.processes();
+        let started = !matches!(processes.look(dir), Process::NotStarted | Process::Unknown { .. });
+        started && processes.ended_within(dir, DYING).await.unwrap_or(false)
     }
 
     async fn boot(&self, dir: &VmDir, spec: &VmSpec) -> Result<()> {
@@ -118,13 +134,7 @@ impl QemuDriver {
         let socket = dir.file(SOCKET);
         tokio::select! {
             exit = self.host.wait_exit(vm) => Err(DriverError::Exited { vm, why: exit? }),
-            qmp = Qmp::connect(&socket, READY_DEADLINE) => match qmp {
-                // A VMM that ends also breaks the connection; its own words say more.
-                Err(DriverError::Io { .. }) => {
-                    Err(DriverError::Exited { vm, why: self.host.wait_exit(vm).await? })
-                }
-                qmp => qmp,
-            },
+            qmp = Qmp::connect(&socket, READY_DEADLINE) => qmp,
         }
     }
 }

@@ -1,0 +1,140 @@
+//! Where a promise is tried: a driver, and how another one of the same machine is made.
+
+use std::{path::Path, sync::Arc};
+
+use holdfast_core::{Screen, VmId};
+use holdfast_host::{
+    driver::{Driver, EgressPolicy, ImageRef, VmSpec},
+    drivers::{qemu::QemuDriver, sim::SimDriver},
+    host::HostConfig,
+    tiny::{self, Then},
+};
+use tempfile::TempDir;
+
+use crate::census;
+
+pub trait Bed: Sync {
+    fn new() -> Self
+    where
+        Self: Sized;
+    fn dir(&self) -> &Path;
+    fn driver(&self) -> Arc<dyn Driver>;
+    /// Another driver on the same state directory, as after a restart of the server.
+    fn another(&self) -> Arc<dyn Driver>;
+    /// Nothing is left on the machine.
+    fn leaves_nothing(&self) -> impl Future<Output = ()> + Send
+    where
+        Self: Sized;
+
+    fn spec(&self) -> VmSpec {
+        self.spec_of(Then::Tick)
+    }
+
+    fn spec_of(&self, then: Then) -> VmSpec {
+        let path = self.dir().join(format!("{then:?}"));
+        tiny::image(&path, then).unwrap();
+        VmSpec {
+            vm: VmId::from_uuid(uuid::Uuid::now_v7()),
+            image: ImageRef { path, digest: format!("{then:?}") },
+            memory_mib: 256,
+            vcpus: 1,
+            disk_mib: 64,
+            egress: EgressPolicy::default(),
+            screen: Screen { width: 800, height: 600 },
+        }
+    }
+}
+
+pub struct SimBed {
+    dir: TempDir,
+    driver: Arc<SimDriver>,
+}
+
+impl Bed for SimBed {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let driver = Arc::new(SimDriver::open(dir.path().join("state")).unwrap());
+        Self { dir, driver }
+    }
+
+    fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn driver(&self) -> Arc<dyn Driver> {
+        self.driver.clone()
+    }
+
+    fn another(&self) -> Arc<dyn Driver> {
+        Arc::new(SimDriver::open(self.dir.path().join("state")).unwrap())
+    }
+
+    async fn leaves_nothing(&self) {
+        assert_eq!(self.driver.list().await.unwrap(), []);
+        assert_eq!(std::fs::read_dir(self.dir.path().join("state")).unwrap().count(), 0);
+    }
+}
+
+pub struct QemuBed {
+    dir: TempDir,
+    driver: Arc<QemuDriver>,
+}
+
+impl QemuBed {
+    pub fn config(&self) -> HostConfig {
+        HostConfig::new(self.dir.path().join("state"))
+    }
+
+    pub fn qemu(&self) -> &QemuDriver {
+        &self.driver
+    }
+}
+
+/// A test that failed leaves its VMs; they go with the bed.
+impl Drop for QemuBed {
+    fn drop(&mut self) {
+        let config = self.config();
+        let sweep = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            runtime.block_on(async {
+                let driver = QemuDriver::open(config).unwrap();
+                for left in driver.list().await.unwrap() {
+                    driver.destroy(left.vm).await.unwrap();
+                }
+            });
+        });
+        // Dropped while a test unwinds: a second failure would hide the first.
+        if sweep.join().is_err() {
+            eprintln!("some VMs of this test could not be removed");
+        }
+    }
+}
+
+impl Bed for QemuBed {
+    fn new() -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "these tests make namespaces: run them as root"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let driver = QemuDriver::open(HostConfig::new(dir.path().join("state"))).unwrap();
+        Self { dir, driver: Arc::new(driver) }
+    }
+
+    fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn driver(&self) -> Arc<dyn Driver> {
+        self.driver.clone()
+    }
+
+    fn another(&self) -> Arc<dyn Driver> {
+        Arc::new(QemuDriver::open(self.config()).unwrap())
+    }
+
+    async fn leaves_nothing(&self) {
+        assert_eq!(self.driver.list().await.unwrap(), []);
+        census::nothing_of(self.driver.host().state());
+    }
+}

@@ -1,0 +1,69 @@
+//! What every driver promises, tried with each. The guests of real drivers are a few dozen bytes, so the
+//! whole suite takes seconds. Needs root, as running VMs does.
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+
+mod bed;
+mod census;
+mod promises;
+mod real;
+
+/// One test per promise and driver.
+macro_rules! tried_with {
+    ($driver:ident, $bed:ty, [$($module:ident::$name:ident),+ $(,)?]) => {
+        mod $driver {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    use crate::bed::Bed as _;
+                    let bed = <$bed>::new();
+                    crate::$module::$name(&bed).await;
+                    bed.leaves_nothing().await;
+                }
+            )+
+        }
+    };
+}
+tried_with!(
+    sim,
+    crate::bed::SimBed,
+    [
+        promises::a_vm_lives_and_ends,
+        promises::every_call_may_be_repeated,
+        promises::an_id_has_one_specification,
+        promises::nothing_can_be_destroyed,
+        promises::no_start_without_a_network,
+        promises::another_driver_adopts,
+        promises::three_clones_of_one_snapshot,
+        promises::a_foreign_snapshot_is_refused,
+    ]
+);
+
+tried_with!(
+    qemu,
+    crate::bed::QemuBed,
+    [
+        promises::a_vm_lives_and_ends,
+        promises::every_call_may_be_repeated,
+        promises::an_id_has_one_specification,
+        promises::nothing_can_be_destroyed,
+        promises::no_start_without_a_network,
+        promises::another_driver_adopts,
+        promises::three_clones_of_one_snapshot,
+        promises::a_foreign_snapshot_is_refused,
+        real::clones_go_on_where_the_snapshot_was,
+        real::a_clone_can_be_snapshotted,
+        real::a_damaged_snapshot_is_refused,
+        real::an_unusable_image_is_refused,
+        real::a_killed_vmm_is_seen_and_starts_again,
+        real::a_stopped_vmm_is_not_dead,
+        real::a_guest_that_resets_ends_its_vmm,
+        real::a_process_that_nobody_recorded_is_found,
+        real::a_process_without_a_directory_is_found,
+        real::a_missing_tap_is_said,
+        real::a_full_disk_is_said,
+        real::a_chatty_guest_does_not_fill_the_disk,
+        real::another_instance_is_left_alone,
+        real::the_vmm_has_no_privileges,
+        real::a_dial_into_a_silent_guest_has_a_deadline,
+    ]
+);

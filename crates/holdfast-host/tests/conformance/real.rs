@@ -1,0 +1,328 @@
+//! Promises of drivers whose VMs are real processes.
+
+use std::{fs, os::unix::fs::FileExt as _, process::Command, sync::Arc, time::Duration};
+
+use holdfast_host::{
+    driver::{Driver, DriverError, Process, StartFrom, Stop, VmSpec},
+    drivers::qemu::QemuDriver,
+    host::HostConfig,
+    tiny::{BANNER, Then},
+};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::{
+    bed::{Bed, QemuBed},
+    promises::{pid, started, until},
+};
+
+fn signal(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+async fn ticks(driver: &Arc<dyn Driver>, spec: &VmSpec) {
+    let before = driver.console(spec.vm, 1 << 20).await.unwrap().len();
+    until("the guest goes on", async || {
+        driver.console(spec.vm, 1 << 20).await.unwrap().len() > before
+    })
+    .await;
+}
+
+pub async fn clones_go_on_where_the_snapshot_was(bed: &QemuBed) {
+    let (driver, spec) = (bed.driver(), bed.spec());
+    started(&driver, &spec).await;
+    ticks(&driver, &spec).await;
+    until("the banner", async || {
+        driver.console(spec.vm, 4096).await.unwrap().contains(&format!("{BANNER}."))
+    })
+    .await;
+    let dest = bed.dir().join("snapshot");
+    driver.snapshot(spec.vm, &dest).await.unwrap();
+    let still = driver.console(spec.vm, 1 << 20).await.unwrap();
+    driver.destroy(spec.vm).await.unwrap();
+    assert!(still.starts_with(BANNER));
+    let clone = VmSpec { vm: bed.spec().vm, ..spec };
+    driver.create(&clone).await.unwrap();
+    driver.connect(clone.vm).await.unwrap();
+    driver.start(clone.vm, &StartFrom::Snapshot(dest)).await.unwrap();
+    ticks(&driver, &clone).await;
+    let console = driver.console(clone.vm, 1 << 20).await.unwrap();
+    assert!(console.chars().all(|c| c == '.'), "the clone booted: {console}");
+    driver.destroy(clone.vm).await.unwrap();
+}
+
+pub async fn a_clone_can_be_snapshotted(bed: &QemuBed) {
+    let (driver, spec) = (bed.driver(), bed.spec());
+    started(&driver, &spec).await;
+    ticks(&driver, &spec).await;
+    let mut from = bed.dir().join("snapshot-0");
+    driver.snapshot(spec.vm, &from).await.unwrap();
+    driver.destroy(spec.vm).await.unwrap();
+    // From a file, from a stream, and from a stream's own file again.
+    for generation in 1..=3 {
+        let clone = VmSpec { vm: bed.spec().vm, ..spec.clone() };
+        driver.create(&clone).await.unwrap();
+        driver.connect(clone.vm).await.unwrap();
+        driver.start(clone.vm, &StartFrom::Snapshot(from)).await.unwrap();
+        ticks(&driver, &clone).await;
+        from = bed.dir().join(format!("snapshot-{generation}"));
+        driver.snapshot(clone.vm, &from).await.unwrap();
+        // A second one without running in between.
+        driver.snapshot(clone.vm, &from.with_extension("again")).await.unwrap();
+        driver.resume(clone.vm).await.unwrap();
+        ticks(&driver, &clone).await;
+        driver.destroy(clone.vm).await.unwrap();
+    }
+}
+
+pub async fn a_damaged_snapshot_is_refused(bed: &QemuBed) {
+    let (driver, spec) = (bed.driver(), bed.spec());
+    started(&driver, &spec).await;
+    let dest = bed.dir().join("snapshot");
+    driver.snapshot(spec.vm, &dest).await.unwrap();
+    driver.stop(spec.vm, Stop::Force).await.unwrap();
+    let from = StartFrom::Snapshot(dest.clone());
+    driver.start(spec.vm, &from).await.unwrap();
+    driver.stop(spec.vm, Stop::Force).await.unwrap();
+    let refuses = async |what: &str| {
+        let refused = driver.start(spec.vm, &from).await.unwrap_err();
+        assert!(matches!(refused, DriverError::Snapshot { .. }), "{what}: {refused}");
+        assert_eq!(driver.inspect(spec.vm).await.unwrap().process, Process::NotStarted, "{what}");
+    };
+    for name in ["memory.img", "devices.state", "upper.img"] {
+        let path = dest.join(name);
+        let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 1024).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], 1024).unwrap();
+        refuses(&format!("{name}, one bit changed")).await;
+        file.write_all_at(&byte, 1024).unwrap();
+        let length = file.metadata().unwrap().len();
+        file.set_len(length - 1).unwrap();
+        refuses(&format!("{name}, one byte short")).await;
+        fs::rename(&path, dest.join("away")).unwrap();
+        refuses(&format!("{name}, missing")).await;
+        fs::rename(dest.join("away"), &path).unwrap();
+        file.set_len(length).unwrap();
+    }
+    fs::write(dest.join("manifest.json"), b"{").unwrap();
+    refuses("manifest").await;
+    driver.destroy(spec.vm).await.unwrap();
+}
+
+pub async fn an_unusable_image_is_refused(bed: &QemuBed) {
+    let driver = bed.driver();
+    let mut spec = bed.spec();
+    spec.image.path = bed.dir().join("nowhere");
+    let refused = driver.create(&spec).await.unwrap_err();
+    assert!(refused.is_permanent() && matches!(refused, DriverError::Image { .. }), "{refused}");
+    let spec = bed.spec_of(Then::Flood);
+    fs::write(spec.image.path.join("vmlinux"), b"no kernel").unwrap();
+    let refused = driver.create(&spec).await.unwrap_err();
+    assert!(refused.is_permanent() && matches!(refused, DriverError::Image { .. }), "{refused}");
+    // It looks like a kernel, and only the VMM finds out.
+    let spec = bed.spec_of(Then::Fault);
+    fs::write(spec.image.path.join("vmlinux"), [&b"\x7fELF"[..], &[2; 200]].concat()).unwrap();
+    driver.create(&spec).await.unwrap();
+    driver.connect(spec.vm).await.unwrap();
+    let ended = driver.start(spec.vm, &StartFrom::Boot).await.unwrap_err();
+    assert!(matches!(ended, DriverError::Exited { .. }), "{ended}");
+    assert!(ended.to_string().contains("kernel"), "QEMU's own words are missing: {ended}");
+    driver.destroy(spec.vm).await.unwrap();
+}
+
+pub async fn a_killed_vmm_is_seen_and_starts_again(bed: &QemuBed) {
+    let (driver, spec) = (bed.driver(), bed.spec());
+    started(&driver, &spec).await;
+    let waiting = {
+        let (driver, vm) = (bed.driver(), spec.vm);
+        tokio::spawn(async move { driver.wait_exit(vm).await })
+    };
+    signal(pid(&driver, spec.vm).await, Signal::KILL);
+    let why =
+        tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap().unwrap().unwrap();
+    assert!(why.contains("signal: 9"), "{why}");
+    let seen = driver.inspect(spec.vm).await.unwrap().process;
+    assert!(matches!(&seen, Process::Exited { why } if why.contains("signal: 9")), "{seen:?}");
+    assert!(matches!(driver.pause(spec.vm).await, Err(DriverError::Exited { .. })));
+    driver.start(spec.vm, &StartFrom::Boot).await.unwrap();
+    ticks(&driver, &spec).await;
+    driver.destroy(spec.vm).await.unwrap();
+}
+
+pub async fn a_stopped_vmm_is_not_dead(bed: &QemuBed) {
+    let (driver, spec) = (bed.driver(), bed.spec());
+    started(&driver, &spec).await;
+    let pid = pid(&driver, spec.vm).await;
+    signal(pid, Signal::STOP);
+    let seen = driver.inspect(spec.vm).await.unwrap().process;
+    assert!(matches!(seen, Process::Running { .. }), "{seen:?}");
+    driver.resume(spec.vm).await.unwrap();
+    ticks(&driver, &spec).await;
+    signal(pid, Signal::STOP);
+    driver.destroy(spec.vm).await.unwrap();
+}
+
+pub async fn a_guest_that_resets_ends_its_vmm(bed: &QemuBed) {
+    let (driver, spec) = (bed.driver(), bed.spec_of(Then::Fault));
+    driver.create(&spec).await.unwrap();
+    driver.connect(spec.vm).await.unwrap();
+    // It may be over before QEMU was asked how it is.
+    let start = driver.start(spec.vm, &StartFrom::Boot).await;
+    let why = match start {
+        Ok(()) => tokio::time::timeout(Duration::from_secs(30), driver.wait_exit(spec.vm))
+            .await
+            .unwrap()
+            .unwrap(),
+        Err(DriverError::Exited { why, .. }) => why,
+        Err(other) => panic!("{other}"),
+    };
+    assert!(why.contains("exit status: 0") && why.contains(BANNER.trim()), "{why}");
+    driver.destroy(spec.vm).await.unwrap();
+}
+
+pub async fn a_process_that_nobody_recorded_is_found(bed: &QemuBed) {
+    let (driver, spec) = (bed.driver(), bed.spec());
+    started(&driver, &spec).await;
+    let before = pid(&driver, spec.vm).await;
+    // As after a crash between fork and the second record.
+    let record = bed.qemu().host().dir(spec.vm).file("process.json");
+    let mut content: Value = serde_json::from_slice(&fs::read(&record).unwrap()).unwrap();
+    content["identity"] = Value::Null;
+    fs::write(&record, content.to_string()).unwrap();
+    let another = bed.another();
+    assert_eq!(pid(&another, spec.vm).await, before);
+    another.start(spec.vm, &StartFrom::Boot).await.unwrap();
+    assert_eq!(pid(&another, spec.vm).await, before);
+    another.destroy(spec.vm).await.unwrap();
+}
+
+pub async fn a_process_without_a_directory_is_found(bed: &QemuBed) {
+    let (driver, spec) = (bed.driver(), bed.spec());
+    started(&driver, &spec).await;
+    let before = pid(&driver, spec.vm).await;
+    fs::remove_dir_all(bed.qemu().host().dir(spec.vm).path()).unwrap();
+    let another = bed.another();
+    let listed = another.list().await.unwrap();
+    assert_eq!(listed.len(), 1);
+    assert!(!listed[0].directory && listed[0].network);
+    assert_eq!(pid(&another, spec.vm).await, before);
+    another.destroy(spec.vm).await.unwrap();
+}
+
+pub async fn a_missing_tap_is_said(bed: &QemuBed) {
+    let (driver, spec) = (bed.driver(), bed.spec());
+    driver.create(&spec).await.unwrap();
+    driver.connect(spec.vm).await.unwrap();
+    let name = format!("hf-{}", spec.vm);
+    let removed = Command::new("ip").args(["-n", &name, "link", "delete", "tap0"]).status();
+    assert!(removed.unwrap().success());
+    let refused = driver.start(spec.vm, &StartFrom::Boot).await.unwrap_err();
+    assert!(refused.to_string().contains("connect the VM again"), "{refused}");
+    driver.connect(spec.vm).await.unwrap();
+    driver.start(spec.vm, &StartFrom::Boot).await.unwrap();
+    driver.destroy(spec.vm).await.unwrap();
+}
+
+pub async fn a_full_disk_is_said(bed: &QemuBed) {
+    let small = bed.dir().join("small");
+    fs::create_dir(&small).unwrap();
+    let target = small.to_str().unwrap();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=128k", "tmpfs", target]).status();
+    assert!(mounted.unwrap().success());
+    let driver = QemuDriver::open(HostConfig::new(small.join("state"))).unwrap();
+    let spec = bed.spec();
+    let full = driver.create(&spec).await.unwrap_err();
+    let destroyed = driver.destroy(spec.vm).await;
+    let left = driver.list().await;
+    drop(driver);
+    assert!(Command::new("umount").args(["-l", target]).status().unwrap().success());
+    assert!(matches!(full, DriverError::NoSpace { .. }), "{full}");
+    destroyed.unwrap();
+    assert_eq!(left.unwrap(), []);
+}
+
+pub async fn a_chatty_guest_does_not_fill_the_disk(bed: &QemuBed) {
+    let (driver, spec) = (bed.driver(), bed.spec_of(Then::Flood));
+    started(&driver, &spec).await;
+    let dir = bed.qemu().host().dir(spec.vm);
+    let mut cut = 0;
+    // Twice, so that what was kept is replaced and not added to.
+    until("the console is cut twice", async || {
+        let kept = fs::metadata(dir.file("serial.old")).and_then(|meta| meta.modified());
+        let newest = kept.map_or(0, |at| at.elapsed().map_or(0, |age| age.as_millis()));
+        cut += usize::from(newest > 0 && newest < 20);
+        cut >= 2
+    })
+    .await;
+    let kept = fs::metadata(dir.file("serial.old")).unwrap().len();
+    assert!(kept <= 256 << 10, "{kept}");
+    assert!(driver.console(spec.vm, 1000).await.unwrap().len() <= 1000);
+    driver.destroy(spec.vm).await.unwrap();
+}
+
+pub async fn another_instance_is_left_alone(bed: &QemuBed) {
+    let (driver, spec) = (bed.driver(), bed.spec());
+    started(&driver, &spec).await;
+    let other = QemuDriver::open(HostConfig::new(bed.dir().join("other"))).unwrap();
+    assert_eq!(other.list().await.unwrap(), []);
+    let refused = other.destroy(spec.vm).await.unwrap_err();
+    assert!(refused.to_string().contains("another Holdfast"), "{refused}");
+    let seen = other.inspect(spec.vm).await.unwrap();
+    assert!(!seen.network && seen.process == Process::NotStarted);
+    let theirs = VmSpec { vm: bed.spec().vm, ..spec.clone() };
+    other.create(&theirs).await.unwrap();
+    let (ours, address) =
+        (driver.inspect(spec.vm).await.unwrap(), other.connect(theirs.vm).await.unwrap());
+    assert_ne!(ours.address, Some(address));
+    other.destroy(theirs.vm).await.unwrap();
+    ticks(&driver, &spec).await;
+    driver.destroy(spec.vm).await.unwrap();
+}
+
+pub async fn the_vmm_has_no_privileges(bed: &QemuBed) {
+    let (driver, spec) = (bed.driver(), bed.spec());
+    started(&driver, &spec).await;
+    let pid = pid(&driver, spec.vm).await;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+        line.split_whitespace().skip(1).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert!(field("Uid:").iter().all(|uid| uid.parse::<u32>().unwrap() >= 200_000));
+    assert!(field("Gid:").iter().all(|gid| gid.parse::<u32>().unwrap() >= 200_000));
+    assert_eq!(field("CapEff:"), ["0000000000000000"]);
+    assert_eq!(field("NoNewPrivs:"), ["1"]);
+    assert_eq!(field("Seccomp:"), ["2"]);
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    assert!(
+        limits.lines().any(|l| l.starts_with("Max core file size") && l.contains(" 0 ")),
+        "{limits}"
+    );
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let session = stat.rsplit_once(") ").unwrap().1.split(' ').nth(3).unwrap().to_owned();
+    assert_eq!(session, pid.to_string(), "it is not in a session of its own");
+    let root = bed.qemu().host().state().root().to_owned();
+    let open: Vec<_> = fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .filter(|path| path.starts_with(&root))
+        .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+        .collect();
+    assert!(
+        open.iter().all(|name| ["upper.img", "serial.log", "vmm.log"].contains(&name.as_str())),
+        "{open:?}"
+    );
+    driver.destroy(spec.vm).await.unwrap();
+}
+
+pub async fn a_dial_into_a_silent_guest_has_a_deadline(bed: &QemuBed) {
+    let (driver, spec) = (bed.driver(), bed.spec());
+    started(&driver, &spec).await;
+    let began = std::time::Instant::now();
+    let refused = driver.dial(spec.vm, 8080).await.err().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(8));
+    assert!(matches!(refused, DriverError::Timeout { .. } | DriverError::Io { .. }), "{refused}");
+    driver.destroy(spec.vm).await.unwrap();
+}

@@ -5,6 +5,7 @@ import { ApiError, networkProblem, problemOf } from './problem';
 import type {
   CreateSession,
   Credentials,
+  Explanation,
   Heartbeat,
   Provider,
   Session,
@@ -109,6 +110,7 @@ export const api = {
   vm: (id: string) => json<SessionVm>('GET', at(id, '/vm')),
   events: async (id: string, after = 0) =>
     (await json<{ events: TimelineEvent[] }>('GET', at(id, `/events?after=${after}`))).events,
+  explain: (id: string) => json<Explanation>('GET', at(id, '/explain')),
   console: async (id: string) => (await json<{ text: string }>('GET', at(id, '/console'))).text,
 
   hibernate: (id: string) => request('POST', at(id, '/hibernate')),

@@ -114,6 +114,16 @@ export interface TimelineEvent {
   vmId?: string;
 }
 
+/** Why a session is alive or dead, with the evidence. */
+export interface Explanation {
+  summary: string;
+  /** What the host holds of the VM now. */
+  machine?: { process: string; directory?: boolean; network?: boolean };
+  lease: { live: boolean; expiresAt: string; streams: number };
+  attempts: number;
+  generation: number;
+}
+
 /** Abilities that a server may have; listed in `Version.features`. */
 export type Feature = 'hibernate' | 'resume' | 'fork' | 'share' | 'sign-in';
 

@@ -15,6 +15,9 @@ use crate::{guest::Guest, wire, x11};
 /// Longest wait for one answer of Chromium.
 const ANSWER: Duration = Duration::from_secs(10);
 
+/// What a new tab shows, by the image's policy.
+pub const START_PAGE: &str = "file:///usr/share/holdfast/start.html";
+
 /// A tab or another target.
 #[derive(Debug, Clone, Deserialize)]
 struct Target {
@@ -108,7 +111,7 @@ pub async fn open_within(guest: &Guest, url: &str, deadline: Duration) -> io::Re
 }
 
 fn is_empty(url: &str) -> bool {
-    matches!(url, "about:blank" | "chrome://newtab/" | "chrome://new-tab-page/")
+    matches!(url, "about:blank" | "chrome://newtab/" | "chrome://new-tab-page/" | START_PAGE)
 }
 
 /// `url` as a query: Chromium takes everything after the question mark and decodes it once.

@@ -110,6 +110,11 @@ impl Guest {
         self.run.join("bin")
     }
 
+    /// Mark of the processes of `what` in this guest; see [`crate::census`].
+    pub fn mark(&self, what: &str) -> String {
+        format!("{} {what}", self.run.display())
+    }
+
     /// Chromium's profile. DevTools are refused for Chromium's default folder.
     pub fn profile(&self) -> PathBuf {
         self.home.join(".config/holdfast-chromium")

@@ -40,8 +40,8 @@ const BROWSER_DEADLINE: Duration = Duration::from_mins(1);
 pub async fn run(guest: Guest) -> anyhow::Result<()> {
     tokio::spawn(wire::beat(|| std::future::ready(true)));
     // Those of a holder of before have lost their terminal.
-    census::end("terminal-*", None, Duration::ZERO).await;
-    census::end("tool-*", None, Duration::ZERO).await;
+    census::end(&guest.mark("terminal-*"), None, Duration::ZERO).await;
+    census::end(&guest.mark("tool-*"), None, Duration::ZERO).await;
     start(&guest).await?;
     Ok(())
 }

@@ -124,7 +124,7 @@ impl Terminals {
                 ("TERM".to_owned(), "xterm-256color".to_owned()),
                 ("COLORTERM".to_owned(), "truecolor".to_owned()),
             ],
-            mark: Some(format!("terminal-{name}")),
+            mark: Some(self.guest.mark(&format!("terminal-{name}"))),
             ..Launch::default()
         };
         let (child, reader, writer) = in_pty(&self.guest, &launch, cols, rows)?;

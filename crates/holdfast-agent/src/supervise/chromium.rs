@@ -4,7 +4,7 @@ use std::{fs, io, path::Path};
 
 use serde_json::Value;
 
-use crate::{guest::Guest, spawn::Launch};
+use crate::{browser::START_PAGE, guest::Guest, spawn::Launch};
 
 /// Debian's own program behind the script `/usr/bin/chromium`.
 const PROGRAM: &str = "/usr/lib/chromium/chromium";
@@ -36,7 +36,7 @@ pub(super) fn launch(guest: &Guest) -> Launch {
     command.push(format!("--lang={}", guest.settings().locale));
     command.push(format!("--remote-debugging-port={}", guest.devtools));
     command.push(format!("--user-data-dir={}", guest.profile().display()));
-    command.push("about:blank".to_owned());
+    command.push(START_PAGE.to_owned());
     let env = vec![("CHROME_WRAPPER".to_owned(), "/usr/bin/chromium".to_owned())];
     Launch { command, env, ..Launch::default() }
 }

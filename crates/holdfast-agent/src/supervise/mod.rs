@@ -73,14 +73,18 @@ pub struct Supervisor {
 impl Supervisor {
     /// Ends what an earlier supervisor left behind, and starts `specs`.
     pub async fn start(guest: Guest, specs: Vec<Spec>) -> Arc<Self> {
-        let left = census::end("service-*", None, Duration::ZERO).await;
+        let left = census::end(&guest.mark("service-*"), None, Duration::ZERO).await;
         if left > 0 {
             tracing::error!("{left} processes of services of before cannot be killed");
         }
         let stopped = stopped(&guest);
         let entry = |spec: &Spec| Entry {
             name: spec.name.to_owned(),
-            state: ServiceState::Waiting,
+            state: if stopped.iter().any(|name| name == spec.name) {
+                ServiceState::Stopped
+            } else {
+                ServiceState::Waiting
+            },
             pid: None,
             started_ms: 0,
             restarts: 0,

@@ -224,7 +224,7 @@ impl Task {
     }
 
     fn mark(&self) -> String {
-        format!("service-{}", self.spec.name)
+        self.guest.mark(&format!("service-{}", self.spec.name))
     }
 
     fn needs_are_met(&self) -> bool {

@@ -1,0 +1,243 @@
+//! `holdfast serve` as a process of its own: it can be killed at any instruction and started again
+//! on the same state directory and port.
+
+use std::{
+    fs::{self, File},
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tempfile::TempDir;
+
+use crate::{api::Api, census::Scope, ports, wait};
+
+/// How long a server may take until it is ready: choosing a driver boots something.
+const READY: Duration = Duration::from_mins(2);
+/// How long a server may take to stop by itself.
+const STOP: Duration = Duration::from_secs(15);
+/// How long one reconcile round may take until nothing of an ended session is left.
+const CLEAN: Duration = Duration::from_mins(1);
+
+/// What a server is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `sim`, `qemu`, `firecracker` or `auto`.
+    pub driver: String,
+    /// Lines for the configuration file, with their tables.
+    pub config: String,
+    /// Additional environment.
+    pub env: Vec<(String, String)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { driver: "qemu".to_owned(), config: String::new(), env: Vec::new() }
+    }
+}
+
+/// A server of its own. When it is dropped, everything that belongs to it is gone.
+pub struct ServerProcess {
+    child: Option<Child>,
+    dir: TempDir,
+    address: SocketAddr,
+    binary: PathBuf,
+    options: Options,
+    /// What belongs to this server on the machine.
+    pub scope: Scope,
+}
+
+impl ServerProcess {
+    /// Starts a server in a new directory and waits until it is ready.
+    pub async fn start(options: Options) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("holdfast-test-").tempdir()?;
+        // VMMs run as users of their own and have to pass through.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+        fs::set_permissions(dir.path(), mode)?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free()?));
+        let scope = Scope::new(&dir.path().join("state"));
+        let binary = binary()?;
+        let mut server = Self { child: None, dir, address, binary, options, scope };
+        server.write_config()?;
+        server.spawn()?;
+        server.ready().await?;
+        Ok(server)
+    }
+
+    /// Where VMs live.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// Where it listens; the same after a restart.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Process id while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// The administrator's access token.
+    pub fn token(&self) -> Result<String> {
+        let file = self.state_dir().join("admin-token");
+        let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        Ok(text.trim().to_owned())
+    }
+
+    /// Calls it as administrator.
+    pub fn api(&self) -> Result<Api> {
+        Ok(Api { address: self.address, token: self.token()? })
+    }
+
+    /// Ends it with SIGKILL: nothing of it runs another instruction.
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub async fn stop(&mut self) -> Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let stopped = wait::until("the server stops", STOP, async || Ok(child.try_wait()?)).await;
+        match stopped {
+            Ok(status) => {
+                ensure!(status.success(), "the server ended with {status}: {}", self.log());
+                Ok(())
+            }
+            Err(error) => {
+                child.kill()?;
+                child.wait()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Starts it again after [`Self::kill`] or [`Self::stop`], without waiting.
+    pub fn spawn(&mut self) -> Result<()> {
+        let log = File::options().create(true).append(true).open(self.log_file())?;
+        let mut command = Command::new(&self.binary);
+        command
+            .arg("serve")
+            .arg("--config")
+            .arg(self.dir.path().join("holdfast.toml"))
+            .envs(self.options.env.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        let child = command.spawn();
+        self.child = Some(child.with_context(|| self.binary.display().to_string())?);
+        Ok(())
+    }
+
+    /// Waits until it can do its work.
+    pub async fn ready(&mut self) -> Result<()> {
+        let token_file = self.state_dir().join("admin-token");
+        let waited = async {
+            wait::until("the server made its token", READY, async || {
+                if let Some(child) = &mut self.child
+                    && let Some(status) = child.try_wait()?
+                {
+                    bail!("the server ended with {status}");
+                }
+                Ok(token_file.exists().then_some(()))
+            })
+            .await?;
+            self.api()?.server_ready(READY).await
+        };
+        waited.await.map_err(|error| error.context(self.log()))
+    }
+
+    /// Ends every session, waits until nothing of them is left on the machine, and stops.
+    pub async fn finish(mut self) -> Result<()> {
+        let api = self.api()?;
+        let sessions: holdfast_api::SessionList = api.get("/api/sessions").await?.json(200)?;
+        for session in sessions.sessions {
+            self.scope.remember(session.id);
+            if let Some(vm) = session.vm_id {
+                self.scope.remember(vm);
+            }
+            if session.state != "ended" {
+                api.end(session.id).await?;
+            }
+        }
+        self.clean().await?;
+        self.stop().await
+    }
+
+    /// Waits until nothing but the server itself is left on the machine.
+    pub async fn clean(&mut self) -> Result<()> {
+        let pid = self.pid();
+        let mut left = Vec::new();
+        let scope = &mut self.scope;
+        let waited = wait::until("nothing is left", CLEAN, async || {
+            left = scope.take(pid);
+            Ok(left.is_empty().then_some(()))
+        });
+        let waited = waited.await;
+        waited.with_context(|| {
+            let left: Vec<String> = left.iter().map(ToString::to_string).collect();
+            format!("left behind:\n  {}", left.join("\n  "))
+        })
+    }
+
+    /// The end of what it wrote.
+    pub fn log(&self) -> String {
+        let text = fs::read_to_string(self.log_file()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        format!(
+            "the server's log ends with:\n{}",
+            lines[lines.len().saturating_sub(60)..].join("\n")
+        )
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.dir.path().join("server.log")
+    }
+
+    fn write_config(&self) -> Result<()> {
+        let Options { driver, config, .. } = &self.options;
+        let text = format!(
+            "listen = \"{}\"\nstate_dir = \"{}\"\ndriver = \"{driver}\"\n{config}\n",
+            self.address,
+            self.state_dir().display(),
+        );
+        fs::write(self.dir.path().join("holdfast.toml"), text)?;
+        Ok(())
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+        // Whatever failed before, nothing is left behind for the next test.
+        let _ = self.kill();
+        self.scope.remove();
+    }
+}
+
+/// The command under test: `HOLDFAST_TEST_BINARY`, else the one beside this test's own binary.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("HOLDFAST_TEST_BINARY") {
+        return Ok(path.into());
+    }
+    let myself = std::env::current_exe()?;
+    let path = myself
+        .parent()
+        .and_then(Path::parent)
+        .map(|dir| dir.join("holdfast"))
+        .filter(|path| path.exists());
+    path.context(
+        "the command is not built: run `cargo build -p holdfast`, or use `cargo xtask test`",
+    )
+}

@@ -1,0 +1,238 @@
+//! A small viewer: RFB 3.8 (RFC 6143), raw encoding, enough to see what a desktop shows.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+const SECURITY_NONE: u8 = 1;
+const RAW: i32 = 0;
+const DESKTOP_SIZE: i32 = -223;
+const UPDATE: u8 = 0;
+const COLOUR_MAP: u8 = 1;
+const BELL: u8 = 2;
+const CUT_TEXT: u8 = 3;
+
+/// A connected viewer.
+pub struct Viewer<S> {
+    stream: S,
+    /// Width in pixels.
+    pub width: u16,
+    /// Height in pixels.
+    pub height: u16,
+    /// Name of the desktop.
+    pub name: String,
+}
+
+/// A whole picture.
+#[derive(Clone)]
+pub struct Frame {
+    /// Width in pixels.
+    pub width: u16,
+    /// Height in pixels.
+    pub height: u16,
+    /// Row by row, each 0x00RRGGBB.
+    pub pixels: Vec<u32>,
+}
+
+impl Frame {
+    /// How many different colours it has.
+    pub fn colours(&self) -> usize {
+        self.pixels.iter().collect::<std::collections::HashSet<_>>().len()
+    }
+
+    /// Whether it is one colour all over, like a desktop that shows nothing.
+    pub fn is_blank(&self) -> bool {
+        self.pixels.iter().all(|pixel| *pixel == self.pixels[0])
+    }
+
+    /// Share of the picture, 0 to 1, that has exactly this colour.
+    pub fn share(&self, colour: u32) -> f64 {
+        let count = self.pixels.iter().filter(|pixel| **pixel == colour).count();
+        count as f64 / self.pixels.len() as f64
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Viewer<S> {
+    /// Performs the handshake.
+    pub async fn connect(mut stream: S) -> Result<Self> {
+        let mut version = [0; 12];
+        stream.read_exact(&mut version).await.context("the desktop sent no greeting")?;
+        ensure!(&version == b"RFB 003.008\n", "unexpected greeting {version:?}");
+        stream.write_all(&version).await?;
+        let kinds = stream.read_u8().await?;
+        if kinds == 0 {
+            bail!("the desktop refused: {}", text(&mut stream).await?);
+        }
+        let mut offered = vec![0; usize::from(kinds)];
+        stream.read_exact(&mut offered).await?;
+        ensure!(offered.contains(&SECURITY_NONE), "security types {offered:?} are offered");
+        stream.write_all(&[SECURITY_NONE]).await?;
+        if stream.read_u32().await? != 0 {
+            bail!("the desktop refused: {}", text(&mut stream).await?);
+        }
+        // Other viewers stay connected.
+        stream.write_all(&[1]).await?;
+        let (width, height) = (stream.read_u16().await?, stream.read_u16().await?);
+        let mut format = [0; 16];
+        stream.read_exact(&mut format).await?;
+        let name = text(&mut stream).await?;
+        let mut viewer = Self { stream, width, height, name };
+        viewer.choose_format().await?;
+        Ok(viewer)
+    }
+
+    /// 32 bits per pixel, little-endian, 0x00RRGGBB; raw encoding.
+    async fn choose_format(&mut self) -> Result<()> {
+        let format = [0, 0, 0, 0, 32, 24, 0, 1, 0, 255, 0, 255, 0, 255, 16, 8, 0, 0, 0, 0];
+        self.stream.write_all(&format).await?;
+        let mut encodings = vec![2, 0, 0, 2];
+        encodings.extend(RAW.to_be_bytes());
+        encodings.extend(DESKTOP_SIZE.to_be_bytes());
+        self.stream.write_all(&encodings).await?;
+        Ok(())
+    }
+
+    /// Asks for the whole picture and waits until it is there.
+    pub async fn frame(&mut self) -> Result<Frame> {
+        self.request().await?;
+        let mut pixels = vec![0; usize::from(self.width) * usize::from(self.height)];
+        let mut missing = pixels.len();
+        while missing > 0 {
+            match self.stream.read_u8().await.context("the desktop went away")? {
+                UPDATE => {
+                    self.stream.read_u8().await?;
+                    for _ in 0..self.stream.read_u16().await? {
+                        if let Some(drawn) = self.rectangle(&mut pixels).await? {
+                            missing = missing.saturating_sub(drawn);
+                        } else {
+                            // Another size: begin again.
+                            pixels = vec![0; usize::from(self.width) * usize::from(self.height)];
+                            missing = pixels.len();
+                            self.request().await?;
+                        }
+                    }
+                }
+                COLOUR_MAP => bail!("a colour map was sent for a true-colour format"),
+                BELL => {}
+                CUT_TEXT => {
+                    self.skip(3).await?;
+                    text(&mut self.stream).await?;
+                }
+                other => bail!("unknown message {other} from the desktop"),
+            }
+        }
+        Ok(Frame { width: self.width, height: self.height, pixels })
+    }
+
+    async fn request(&mut self) -> Result<()> {
+        let mut request = vec![3, 0, 0, 0, 0, 0];
+        request.extend(self.width.to_be_bytes());
+        request.extend(self.height.to_be_bytes());
+        Ok(self.stream.write_all(&request).await?)
+    }
+
+    /// Reads a rectangle: how many pixels it drew, or `None` when the desktop's size changed.
+    async fn rectangle(&mut self, pixels: &mut [u32]) -> Result<Option<usize>> {
+        let stream = &mut self.stream;
+        let (x, y) = (stream.read_u16().await?, stream.read_u16().await?);
+        let (width, height) = (stream.read_u16().await?, stream.read_u16().await?);
+        match stream.read_i32().await? {
+            RAW => {}
+            DESKTOP_SIZE => {
+                (self.width, self.height) = (width, height);
+                return Ok(None);
+            }
+            other => bail!("encoding {other} was not asked for"),
+        }
+        let fits =
+            |at: u16, size: u16, limit: u16| at.checked_add(size).is_some_and(|end| end <= limit);
+        let inside = fits(x, width, self.width) && fits(y, height, self.height);
+        ensure!(inside, "a rectangle lies outside");
+        let mut row = vec![0; usize::from(width) * 4];
+        for line in y..y + height {
+            self.stream.read_exact(&mut row).await?;
+            let start = usize::from(line) * usize::from(self.width) + usize::from(x);
+            for (pixel, bytes) in pixels[start..].iter_mut().zip(row.chunks_exact(4)) {
+                *pixel = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], 0]);
+            }
+        }
+        Ok(Some(usize::from(width) * usize::from(height)))
+    }
+
+    /// Presses and releases a key (X11 keysym).
+    pub async fn press(&mut self, key: u32) -> Result<()> {
+        for down in [1, 0] {
+            let mut event = vec![4, down, 0, 0];
+            event.extend(key.to_be_bytes());
+            self.stream.write_all(&event).await?;
+        }
+        Ok(())
+    }
+
+    async fn skip(&mut self, bytes: usize) -> Result<()> {
+        let mut buffer = vec![0; bytes];
+        self.stream.read_exact(&mut buffer).await?;
+        Ok(())
+    }
+}
+
+/// A text with its length before it.
+async fn text(stream: &mut (impl AsyncRead + Unpin)) -> Result<String> {
+    let length = stream.read_u32().await?;
+    ensure!(length <= 1 << 20, "a text of {length} bytes was announced");
+    let mut bytes = vec![0; length as usize];
+    stream.read_exact(&mut bytes).await?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blank_and_share() {
+        let mut frame = Frame { width: 2, height: 2, pixels: vec![7; 4] };
+        assert!(frame.is_blank());
+        frame.pixels[0] = 8;
+        assert!(!frame.is_blank());
+        assert_eq!(frame.colours(), 2);
+        assert!((frame.share(7) - 0.75).abs() < 1e-9);
+    }
+
+    #[tokio::test]
+    async fn a_frame_in_two_rectangles_after_a_resize() {
+        let (near, mut far) = tokio::io::duplex(64 * 1024);
+        let server = tokio::spawn(async move {
+            far.write_all(b"RFB 003.008\n").await?;
+            let mut greeting = [0; 12];
+            far.read_exact(&mut greeting).await?;
+            far.write_all(&[1, 1]).await?;
+            far.read_u8().await?;
+            far.write_u32(0).await?;
+            far.read_u8().await?;
+            far.write_u16(1).await?;
+            far.write_u16(1).await?;
+            far.write_all(&[0; 16]).await?;
+            far.write_u32(2).await?;
+            far.write_all(b"vm").await?;
+            let mut setup = [0; 20 + 12 + 10];
+            far.read_exact(&mut setup).await?;
+            // The desktop grew to 2 x 1 in the meantime.
+            far.write_all(&[0, 0, 0, 1, 0, 0, 0, 0, 0, 2, 0, 1]).await?;
+            far.write_i32(DESKTOP_SIZE).await?;
+            let mut request = [0; 10];
+            far.read_exact(&mut request).await?;
+            far.write_all(&[0, 0, 0, 2]).await?;
+            for x in 0..2_u8 {
+                far.write_all(&[0, x, 0, 0, 0, 1, 0, 1]).await?;
+                far.write_i32(RAW).await?;
+                far.write_all(&[x + 1, 0x20, 0x30, 0xff]).await?;
+            }
+            anyhow::Ok(far)
+        });
+        let mut viewer = Viewer::connect(near).await.expect("handshake");
+        assert_eq!((viewer.name.as_str(), viewer.width), ("vm", 1));
+        let frame = viewer.frame().await.expect("a frame");
+        assert_eq!(frame.pixels, [0x0030_2001, 0x0030_2002]);
+        server.await.expect("no panic").expect("no error");
+    }
+}

@@ -1,0 +1,12 @@
+//! End to end: the real command as a process, real VMs, real viewers.
+//!
+//! Needs root and an image; `cargo xtask test --only e2e` sees to both. Each test has a server, a
+//! state directory and VMs of its own, and ends with a census that must find nothing.
+
+mod crash;
+mod egress;
+mod fixture;
+mod isolation;
+mod repair;
+mod session;
+mod viewers;

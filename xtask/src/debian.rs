@@ -1,0 +1,98 @@
+//! Debian packages that a task needs and this machine lacks.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{sh, system};
+
+/// A package, and what it is for.
+type Package = (&'static str, &'static str);
+
+/// What running VMs and building their image take.
+pub(crate) const RUN: &[Package] = &[
+    ("qemu-system-x86", "runs VMs"),
+    ("iproute2", "networks of VMs"),
+    ("nftables", "egress rules of VMs"),
+    ("e2fsprogs", "disks of VMs"),
+    ("mmdebstrap", "builds the image"),
+    ("zstd", "builds the image"),
+];
+
+/// What the tests take besides.
+pub(crate) const TEST: &[Package] = &[
+    ("chromium", "browser tests"),
+    ("postgresql-15", "tests of the store"),
+    ("procps", "tests of processes"),
+    ("vncsnapshot", "a second viewer in tests"),
+];
+
+/// Installs what is missing.
+pub(crate) fn ensure(sets: &[&[Package]]) -> Result<()> {
+    let wanted: Vec<Package> = sets.iter().flat_map(|set| set.iter().copied()).collect();
+    let missing = missing(&wanted)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<String> = missing.iter().map(|(name, why)| format!("{name} ({why})")).collect();
+    sh::say(&format!("installing Debian packages: {}", list.join(", ")));
+    if !Path::new("/etc/debian_version").exists() {
+        bail!(
+            "these packages are installed with apt-get on Debian 12; on this system, install them yourself and start again"
+        );
+    }
+    let names: Vec<&str> = missing.iter().map(|(name, _)| *name).collect();
+    keep_postgres_quiet()?;
+    if install(&names).is_err() {
+        // Only now: an index that is there and new enough is not fetched again.
+        let mut update = apt()?;
+        sh::run_logged(update.args(["-q", "update"]), "apt-update")
+            .context("the list of Debian packages could not be fetched: is there a network?")?;
+        install(&names).context("Debian packages could not be installed")?;
+    }
+    Ok(())
+}
+
+/// Those of the packages that are not installed.
+fn missing(wanted: &[Package]) -> Result<Vec<Package>> {
+    if !sh::has("dpkg-query") {
+        return Ok(wanted.to_vec());
+    }
+    let output = Command::new("dpkg-query")
+        .args(["--show", "--showformat", "${Package} ${db:Status-Status}\n"])
+        .output()
+        .context("dpkg-query could not be started")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let installed: std::collections::HashSet<&str> =
+        text.lines().filter_map(|line| line.strip_suffix(" installed")).collect();
+    Ok(wanted.iter().copied().filter(|(name, _)| !installed.contains(name)).collect())
+}
+
+fn apt() -> Result<Command> {
+    let mut command = system::as_root("env", "installing Debian packages")?;
+    command.args([
+        "DEBIAN_FRONTEND=noninteractive",
+        "apt-get",
+        // Another installation may hold the lock; it ends.
+        "-o",
+        "DPkg::Lock::Timeout=600",
+    ]);
+    Ok(command)
+}
+
+fn install(names: &[&str]) -> Result<()> {
+    let mut command = apt()?;
+    command.args(["-q", "--yes", "--no-install-recommends", "install"]).args(names);
+    sh::run_logged(&mut command, "apt-install")
+}
+
+/// Tests use PostgreSQL's programs only: its package shall not make and start a server.
+fn keep_postgres_quiet() -> Result<()> {
+    let dir = Path::new("/etc/postgresql-common/createcluster.d");
+    if !system::is_root() || dir.parent().is_some_and(Path::exists) {
+        return Ok(());
+    }
+    fs::create_dir_all(dir)
+        .and_then(|()| fs::write(dir.join("no-cluster.conf"), "create_main_cluster = false\n"))
+        .context("/etc/postgresql-common cannot be written")
+}

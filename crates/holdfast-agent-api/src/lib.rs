@@ -11,6 +11,7 @@
 //! | `POST /v1/claim` | [`ClaimRequest`] | 200 [`ClaimAnswer`]; 409 claimed with another secret |
 //! | `POST /v1/settle` | | 200 [`Settled`]: only unclaimed, before a warm image is baked; 409 claimed |
 //! | `POST /v1/assign` | [`AssignRequest`] | 200 [`ClaimAnswer`]: the session that the VM serves from now on |
+//! | `POST /v1/rebind` | [`ClaimRequest`] | 200 [`ClaimAnswer`]: carries the secret of before and replaces the whole identity, after a checkpoint was restored |
 //! | `POST /v1/exec` | [`ExecRequest`] | 200 [`ExecAnswer`] |
 //! | `POST /v1/services/{name}/restart` | | 200 [`ServiceHealth`]; 404 |
 //! | `GET /v1/metrics` | | 200 [`Metrics`]; needs no secret while unclaimed |

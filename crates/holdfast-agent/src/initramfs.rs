@@ -14,6 +14,8 @@ use std::{
 
 use rustix::mount::{MountFlags, mount, mount_move};
 
+use crate::init::say;
+
 /// Label of the image's file system.
 pub const ROOT_LABEL: &str = "hf-root";
 /// Label of the file system that takes what the guest writes.
@@ -26,7 +28,7 @@ const NEXT: &str = "/usr/lib/holdfast/agent";
 /// Runs as `/init`. Returns only when it cannot go on; the kernel then panics.
 pub fn main() -> ExitCode {
     let Err(error) = run();
-    eprintln!("holdfast: the guest cannot start: {error:#}");
+    say(&format!("the guest cannot start: {error:#}"));
     // The console is written out before the kernel panics over the end of init.
     thread::sleep(Duration::from_secs(1));
     ExitCode::FAILURE
@@ -85,7 +87,7 @@ fn load_modules(dir: &Path) {
         if let Err(error) = load_module(&dir.join(name)) {
             let known = [io::ErrorKind::NotFound, io::ErrorKind::AlreadyExists];
             if !known.contains(&error.kind()) {
-                eprintln!("holdfast: module {name}: {error}");
+                say(&format!("module {name}: {error}"));
             }
         }
     }

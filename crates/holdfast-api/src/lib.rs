@@ -5,7 +5,9 @@
 
 pub mod client;
 pub mod problem;
+pub mod signin;
 pub mod types;
 
 pub use problem::{Code, Problem};
+pub use signin::*;
 pub use types::*;

@@ -45,6 +45,12 @@ pub struct CreateSession {
     /// Virtual processors, 1 to the host's limit; the server's default when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vcpus: Option<u8>,
+    /// For a sign-in: the age public key that its credentials are sealed to; the owner's when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipient: Option<String>,
+    /// For a sign-in: where its end is announced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<crate::Webhook>,
 }
 
 /// A session.
@@ -221,6 +227,14 @@ pub struct Provider {
     pub title: String,
     /// A sentence about it.
     pub description: String,
+    /// An SVG document for its tile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icon: Option<String>,
+    /// For a tool to sign in: `loopback`, `paste_code` or `device_code`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flow: Option<String>,
+    /// For a tool to sign in: it hands credentials over, so a session needs a recipient.
+    pub credentials: bool,
 }
 
 /// Answer to `GET /api/providers`.
@@ -321,6 +335,8 @@ pub struct Version {
     pub owner: String,
     /// The caller is an administrator.
     pub admin: bool,
+    /// What this server can do besides the basics: `hibernate`, `fork`, `sign_in`.
+    pub features: Vec<String>,
 }
 
 /// Answer to `GET /readyz`.

@@ -21,7 +21,8 @@ use crate::{
     ControlError, Live,
     admission::Verdict,
     board::Entry,
-    bringup,
+    bringup, checkpoint,
+    config::OnIdle,
     control::{Inner, commit, end_entry, note, reread},
     machine::{look, operate, spec},
     probe::Watcher,
@@ -120,10 +121,15 @@ async fn step(
         }
         Step::MakeDisk => make_disk(inner, entry, &live).await,
         Step::MakeNetwork => make_network(inner, entry, &live).await,
-        Step::BeginBoot => {
+        Step::BeginStart => {
+            let to = if checkpoint::restores(inner, &live) {
+                VmState::Restoring
+            } else {
+                VmState::Booting
+            };
             let edit = Edit::new(&live.session, &live.vm, inner.clock.now())
                 .with_vm(|vm| vm.incarnation += 1)
-                .vm_to(VmState::Booting, "Disk and network are there.", Actor::Reconciler);
+                .vm_to(to, "Disk and network are there.", Actor::Reconciler);
             commit(inner, entry, edit).await.map(|()| Next::Again)
         }
         Step::StartVmm => start_vmm(inner, entry, &live).await,
@@ -133,6 +139,8 @@ async fn step(
             bringup::start_failed(inner, entry, &live, &why, false).await
         }
         Step::Watch => watch(inner, entry, &live, watcher).await,
+        Step::Save => checkpoint::save(inner, entry, &live).await,
+        Step::PutAway => checkpoint::put_away(inner, entry, &live).await,
         Step::TearDown => teardown::tear_down(inner, entry, &live).await,
         Step::Release => teardown::release(inner, entry, &live).await,
         Step::LookAgain => {
@@ -153,9 +161,12 @@ async fn admit(
     let mut room = inner.room.subscribe();
     match inner.admission.ask(&live.session) {
         Verdict::Admitted => {
-            let edit = Edit::new(&live.session, &live.vm, inner.clock.now())
-                .detail(None)
-                .session_to(SessionState::Starting, "Work has begun.", Actor::Reconciler);
+            let edit = Edit::new(&live.session, &live.vm, inner.clock.now()).detail(None);
+            let edit = if live.session.state == SessionState::Resuming {
+                edit.vm_to(VmState::Preparing, "Room was found.", Actor::Reconciler)
+            } else {
+                edit.session_to(SessionState::Starting, "Work has begun.", Actor::Reconciler)
+            };
             commit(inner, entry, edit).await.map(|()| Next::Again)
         }
         Verdict::Queued { position, why } => {
@@ -230,14 +241,24 @@ async fn make_network(inner: &Inner, entry: &Entry, live: &Live) -> Result<Next,
 async fn start_vmm(inner: &Inner, entry: &Entry, live: &Live) -> Result<Next, ControlError> {
     fail::fail_point!("step.start");
     let (driver, vm) = (Arc::clone(&inner.driver), live.vm.id);
+    let from = checkpoint::source(inner, live);
+    let text = match &from {
+        StartFrom::Boot => "The virtual machine was switched on.",
+        StartFrom::Snapshot(_) if live.session.checkpoint.is_some() => {
+            "The virtual machine was restored from its checkpoint."
+        }
+        StartFrom::Snapshot(_) => "The virtual machine was cloned from the warm image.",
+        StartFrom::DiskOf(_) => {
+            "The virtual machine was switched on with the disk of its checkpoint. Files are kept; open programs are lost."
+        }
+    };
     let result = operate(entry, "starting the VMM", inner.config.step_deadline, async move {
-        driver.start(vm, &StartFrom::Boot).await
+        driver.start(vm, &from).await
     })
     .await;
     match result {
         Ok(()) => {
-            note(inner, entry, "step.start", "The virtual machine was switched on.", Actor::Host)
-                .await;
+            note(inner, entry, "step.start", text, Actor::Host).await;
             Ok(Next::Again)
         }
         Err(error) => {
@@ -255,6 +276,17 @@ async fn watch(
 ) -> Result<Next, ControlError> {
     if expired(inner, entry, live, true).await? {
         return Ok(Next::Again);
+    }
+    if matches!(live.vm.state, VmState::Checkpointing | VmState::Paused) {
+        checkpoint::go_on(inner, entry, live).await?;
+        return Ok(Next::Again);
+    }
+    if live.session.state == SessionState::Ready && live.vm.state == VmState::Running {
+        checkpoint::ask_if_due(inner, entry, live);
+        checkpoint::serve_requests(inner, entry, live).await?;
+        if entry.live().vm.generation != live.vm.generation {
+            return Ok(Next::Again);
+        }
     }
     watcher.watch(inner, entry, live).await
 }
@@ -279,6 +311,18 @@ async fn expired(
     let again = entry.session();
     let over = lease_is_over(inner, again.lease_expires_at, inner.clock.now());
     if over && !has_streams(entry) {
+        let can_sleep = again.state == SessionState::Ready && entry.sign_in().is_none();
+        if in_use && can_sleep && inner.config.on_idle == OnIdle::Hibernate {
+            let live = entry.live();
+            let why = "Nobody returned; the session is put away.";
+            let edit = Edit::new(&live.session, &live.vm, inner.clock.now()).session_to(
+                SessionState::Hibernating,
+                why,
+                Actor::Reconciler,
+            );
+            commit(inner, entry, edit).await?;
+            return Ok(true);
+        }
         end_entry(inner, entry, EndReason::LeaseExpired, Actor::Reconciler).await?;
         return Ok(true);
     }
@@ -301,6 +345,16 @@ async fn rest(inner: &Inner, entry: &Entry, live: &Live) -> Result<Next, Control
             let now = inner.clock.now();
             if now >= until {
                 end_entry(inner, entry, EndReason::Failed, Actor::Reconciler).await?;
+                return Ok(Next::Again);
+            }
+            let wait = Duration::try_from(until.duration_since(now)).unwrap_or(inner.config.grace);
+            Ok(Next::After(wait))
+        }
+        SessionState::Hibernated => {
+            let until = live.session.state_since + inner.config.keep_hibernated;
+            let now = inner.clock.now();
+            if now >= until {
+                end_entry(inner, entry, EndReason::Idle, Actor::Reconciler).await?;
                 return Ok(Next::Again);
             }
             let wait = Duration::try_from(until.duration_since(now)).unwrap_or(inner.config.grace);

@@ -72,6 +72,31 @@ impl Admission {
         }
     }
 
+    /// Counts a VM that waits for a session.
+    pub(crate) fn hold(
+        &self,
+        id: SessionId,
+        owner: OwnerId,
+        memory_mib: u32,
+        created_at: Timestamp,
+    ) {
+        let ticket = Ticket { owner, memory_mib: u64::from(memory_mib), created_at };
+        self.lock().admitted.insert(id, ticket);
+    }
+
+    /// Whether a session waits for room.
+    pub(crate) fn somebody_waits(&self) -> bool {
+        !self.lock().waiting.is_empty()
+    }
+
+    /// Whether a VM of this size fits besides what is admitted, with room for another of its size.
+    pub(crate) fn room_beside(&self, memory_mib: u32) -> bool {
+        let state = self.lock();
+        let used: u64 = state.admitted.values().map(|t| t.memory_mib).sum();
+        state.admitted.len() + 1 < self.max_vms
+            && used + 2 * u64::from(memory_mib) <= self.memory_mib
+    }
+
     /// Asks for room; called again whenever room may have appeared.
     pub(crate) fn ask(&self, session: &Session) -> Verdict {
         let mut state = self.lock();

@@ -8,7 +8,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, atomic::AtomicUsize},
 };
 
-use holdfast_core::{Session, SessionId, SessionState, Timestamp, Vm, VmId, VmState};
+use crate::checkpoint::SaveRequest;
+use holdfast_core::{Session, SessionId, SessionState, SignIn, Timestamp, Vm, VmId, VmState};
 use holdfast_store::Change;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
@@ -43,6 +44,11 @@ pub(crate) struct Entry {
     /// operations never run at once.
     pub machine: Arc<tokio::sync::Mutex<()>>,
     route: watch::Sender<Option<Route>>,
+    sign_in: Mutex<Option<SignIn>>,
+    /// Checkpoints asked for while the session goes on running.
+    pub save_requests: Mutex<Vec<SaveRequest>>,
+    /// Makes the task of the sign-in look again.
+    pub sign_in_wake: Notify,
 }
 
 /// Where a session's streams lead now; `None` while they lead nowhere. A stream keeps the route
@@ -58,7 +64,11 @@ pub struct Route {
 impl Route {
     fn of(live: &Live) -> Option<Self> {
         let usable = matches!(live.session.state, SessionState::Ready | SessionState::Degraded)
-            && matches!(live.vm.state, VmState::Running | VmState::Unhealthy);
+            // A VM that is being saved stands still for a moment; its streams wait with it.
+            && matches!(
+                live.vm.state,
+                VmState::Running | VmState::Unhealthy | VmState::Checkpointing | VmState::Paused
+            );
         usable.then_some(Self { vm: live.vm.id, incarnation: live.vm.incarnation })
     }
 }
@@ -70,6 +80,15 @@ impl Entry {
 
     pub(crate) fn session(&self) -> Session {
         self.lock().session.clone()
+    }
+
+    /// The sign-in of the session, as last written.
+    pub(crate) fn sign_in(&self) -> Option<SignIn> {
+        self.sign_in.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_sign_in(&self, sign_in: Option<SignIn>) {
+        *self.sign_in.lock().unwrap_or_else(PoisonError::into_inner) = sign_in;
     }
 
     fn lock(&self) -> MutexGuard<'_, Live> {
@@ -148,6 +167,9 @@ impl Board {
             streams: AtomicUsize::new(0),
             machine: Arc::default(),
             route,
+            sign_in: Mutex::default(),
+            save_requests: Mutex::default(),
+            sign_in_wake: Notify::new(),
         });
         entries.insert(id, Arc::clone(&entry));
         drop(entries);

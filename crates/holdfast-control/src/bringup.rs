@@ -2,14 +2,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use holdfast_agent_api::{ClaimRequest, Health, ScreenSize};
+use holdfast_agent_api::{AssignRequest, ClaimRequest, Health, ScreenSize};
 use holdfast_core::{Actor, SessionState, VmState};
-use holdfast_host::{driver::Stop, guest::AgentClient};
+use holdfast_host::{
+    driver::Stop,
+    guest::{AgentClient, GuestError},
+};
 
 use crate::{
     ControlError, Live,
     actor::Next,
     board::Entry,
+    checkpoint,
     control::{Inner, commit, note, random_hex},
     machine::operate,
     records::{Edit, chain},
@@ -46,7 +50,8 @@ pub(crate) async fn bring_up(
     entry: &Entry,
     live: &Live,
 ) -> Result<Next, ControlError> {
-    let began = live.vm.state_since;
+    // A VM of the pool runs for longer than its session is there.
+    let began = live.vm.state_since.max(live.session.state_since);
     let left =
         Duration::try_from((began + inner.config.boot_deadline).duration_since(inner.clock.now()))
             .unwrap_or(Duration::ZERO);
@@ -96,12 +101,8 @@ async fn come_up(inner: &Inner, entry: &Entry, live: &Live) -> Result<(), Failur
         Actor::Guest,
     )
     .await;
-    if health.vm_id.as_deref() != Some(&live.vm.id.to_string()) {
-        fail::fail_point!("step.claim");
-        let claim = claim_request(inner, live, secret)?;
-        agent.claim(&claim, CLAIM_DEADLINE).await.map_err(|error| {
-            Failure::Failed(format!("the guest refused its identity: {}", chain(&error)))
-        })?;
+    let told = identify(inner, live, &agent, &health, secret).await?;
+    if told {
         note(
             inner,
             entry,
@@ -110,6 +111,14 @@ async fn come_up(inner: &Inner, entry: &Entry, live: &Live) -> Result<(), Failur
             Actor::Reconciler,
         )
         .await;
+    }
+    if live.vm.created_at < live.session.created_at && live.session.ready_at.is_none() {
+        let request = assignment(live);
+        agent.assign(&request, CLAIM_DEADLINE).await.map_err(|error| {
+            Failure::Failed(format!("the guest refused its session: {}", chain(&error)))
+        })?;
+        let why = "A waiting machine was given to the session.";
+        note(inner, entry, "step.assign", why, Actor::Reconciler).await;
     }
     while !health.desktop_ready {
         tokio::time::sleep(LOOK_INTERVAL).await;
@@ -121,11 +130,55 @@ async fn come_up(inner: &Inner, entry: &Entry, live: &Live) -> Result<(), Failur
     let fresh = entry.live();
     let edit = Edit::new(&fresh.session, &fresh.vm, inner.clock.now())
         .note("step.desktop", "The desktop is up.", Actor::Guest)
-        .with_session(|session| session.attempts = 0)
+        .with_session(|session| {
+            session.attempts = 0;
+            if checkpoint::used_up(&fresh) {
+                session.checkpoint = None;
+            }
+        })
         .vm_to(VmState::Running, "The desktop is up.", Actor::Guest)
         .session_to(SessionState::Ready, "The desktop can be used.", Actor::Reconciler);
     commit(inner, entry, edit).await?;
     Ok(())
+}
+
+/// Gives the guest its identity, unless it has it already. Answers whether it was given.
+async fn identify(
+    inner: &Inner,
+    live: &Live,
+    agent: &AgentClient,
+    health: &Health,
+    secret: String,
+) -> Result<bool, Failure> {
+    fail::fail_point!("step.claim");
+    let restored = live.vm.state == VmState::Restoring;
+    let told = match (&live.session.checkpoint, &health.vm_id) {
+        // The identity inside is that of the instant that was saved, with the clock and the
+        // randomness of then.
+        (Some(checkpoint), Some(_)) if restored => {
+            let cloned = checkpoint.session != live.session.id;
+            let request = claim_request(inner, live, secret, cloned)?;
+            let before =
+                AgentClient::new(Arc::clone(&inner.driver), live.vm.id, checkpoint.secret.clone());
+            // A server killed after the guest took its new secret repeats the call with that one.
+            match before.rebind(&request, CLAIM_DEADLINE).await {
+                Err(GuestError::Refused { status: 401, .. }) => {
+                    agent.rebind(&request, CLAIM_DEADLINE).await
+                }
+                other => other,
+            }
+        }
+        (_, Some(id)) if *id == live.vm.id.to_string() => return Ok(false),
+        (_, Some(id)) => {
+            return Err(Failure::Failed(format!("the guest says that it is the VM {id}")));
+        }
+        (_, None) => {
+            agent.claim(&claim_request(inner, live, secret, restored)?, CLAIM_DEADLINE).await
+        }
+    };
+    told.map(|_| true).map_err(|error| {
+        Failure::Failed(format!("the guest refused its identity: {}", chain(&error)))
+    })
 }
 
 async fn first_answer(agent: &AgentClient) -> Health {
@@ -141,7 +194,24 @@ fn seconds(health: &Health) -> f64 {
     health.uptime_ms as f64 / 1000.0
 }
 
-fn claim_request(inner: &Inner, live: &Live, secret: String) -> Result<ClaimRequest, ControlError> {
+fn assignment(live: &Live) -> AssignRequest {
+    let spec = &live.session.spec;
+    AssignRequest {
+        session_id: live.session.id.to_string(),
+        time: holdfast_core::Timestamp::now(),
+        locale: spec.locale.clone(),
+        timezone: spec.timezone.clone(),
+        screen: ScreenSize { width: spec.screen.width, height: spec.screen.height },
+        start_url: spec.start_url.clone(),
+    }
+}
+
+fn claim_request(
+    inner: &Inner,
+    live: &Live,
+    secret: String,
+    cloned: bool,
+) -> Result<ClaimRequest, ControlError> {
     let spec = &live.session.spec;
     let vm = live.vm.id.to_string();
     Ok(ClaimRequest {
@@ -157,7 +227,7 @@ fn claim_request(inner: &Inner, live: &Live, secret: String) -> Result<ClaimRequ
         timezone: spec.timezone.clone(),
         screen: ScreenSize { width: spec.screen.width, height: spec.screen.height },
         start_url: spec.start_url.clone(),
-        cloned: false,
+        cloned,
     })
 }
 
@@ -198,6 +268,13 @@ pub(crate) async fn start_failed(
     if let Err(error) = unwound {
         tracing::warn!(session = %entry.id, error = chain(&error), "unwinding failed; it is repeated at the end");
     }
+    // A VM of the pool was running when its session got it.
+    if live.vm.state == VmState::Running {
+        let edit =
+            Edit::new(&live.session, &live.vm, now).vm_to(VmState::Unhealthy, why, Actor::Host);
+        commit(inner, entry, edit).await?;
+    }
+    let live = entry.live();
     let text = format!("Attempt {attempt} failed: {why}. Trying again.");
     let mut edit = Edit::new(&live.session, &live.vm, now)
         .with_session(|session| session.attempts = attempt)

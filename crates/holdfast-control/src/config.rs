@@ -1,9 +1,18 @@
 //! Durations and limits of control, with safe defaults.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use holdfast_core::health::Patience;
 use holdfast_host::driver::EgressPolicy;
+
+/// What happens to a session that nobody returned to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnIdle {
+    /// It ends.
+    End,
+    /// It hibernates, and ends only after [`ControlConfig::keep_hibernated`].
+    Hibernate,
+}
 
 /// How control behaves.
 #[derive(Debug, Clone)]
@@ -16,6 +25,26 @@ pub struct ControlConfig {
     pub max_lifetime: Duration,
     /// How long an ended session answers 410 with its reason.
     pub retention: Duration,
+    /// How long sealed credentials that nobody fetches are kept.
+    pub keep_credentials: Duration,
+    /// What happens to a session that nobody returned to.
+    pub on_idle: OnIdle,
+    /// How long a hibernated session is kept.
+    pub keep_hibernated: Duration,
+    /// Time between checkpoints of a session in use; zero takes none.
+    pub checkpoint_interval: Duration,
+    /// Deadline of writing a checkpoint. At it, the session goes on without one.
+    pub snapshot_deadline: Duration,
+    /// Where checkpoints of this host are kept.
+    pub snapshot_dir: PathBuf,
+    /// VMs that wait ready for a session, at least.
+    pub pool_min: usize,
+    /// VMs that wait ready for a session, at most: as many as sessions were asked for lately.
+    pub pool_max: usize,
+    /// Memory of a VM in the pool in MiB; sessions of another size do not get one.
+    pub pool_memory_mib: u32,
+    /// Processors of a VM in the pool.
+    pub pool_vcpus: u8,
     /// Time between health probes of a session that is well.
     pub probe_interval: Duration,
     /// Patience with a VM that does not answer.
@@ -51,6 +80,16 @@ impl Default for ControlConfig {
             grace: Duration::from_mins(30),
             max_lifetime: Duration::from_hours(12),
             retention: Duration::from_hours(168),
+            keep_credentials: Duration::from_hours(1),
+            on_idle: OnIdle::End,
+            keep_hibernated: Duration::from_hours(7 * 24),
+            checkpoint_interval: Duration::ZERO,
+            snapshot_deadline: Duration::from_mins(3),
+            snapshot_dir: PathBuf::new(),
+            pool_min: 0,
+            pool_max: 0,
+            pool_memory_mib: 2048,
+            pool_vcpus: 2,
             probe_interval: Duration::from_secs(10),
             patience: Patience::default(),
             step_deadline: Duration::from_mins(1),

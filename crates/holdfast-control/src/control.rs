@@ -1,27 +1,32 @@
 //! [`Control`]: the handle that the server holds, and what all actors share.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use holdfast_core::{
-    Actor, EndReason, Event, Generation, HostId, OwnerId, Session, SessionId, SessionSpec,
-    SessionState, Timestamp, Vm, VmId, VmState,
+    Actor, EndReason, Event, HostId, Session, SessionId, SessionState, SignIn, SnapshotId,
+    Timestamp, VmState,
+    provider::{Catalog, Provider},
 };
 use holdfast_host::driver::{Driver, ImageRef, Observed};
-use holdfast_store::{Change, IdempotencyKey, NewSession, SessionFilter, Store, StoreError};
+use holdfast_store::{Change, SessionFilter, Store, StoreError};
 use tokio::sync::{broadcast, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use uuid::Uuid;
 
 use crate::{
     Clock, ControlConfig, ControlError, Live, Notice, SweepReport, actor,
     admission::Admission,
     board::{Board, Entry},
     lease::LeaseBook,
+    pool::{self, Pool},
     records::{Edit, event},
-    sweep,
+    signin, sweep,
 };
 
 /// Where new VMs get their image from.
@@ -30,6 +35,10 @@ pub trait ImageSource: Send + Sync + 'static {
     fn current(&self) -> Result<ImageRef, String>;
     /// The image of that digest, or why it cannot be used.
     fn by_digest(&self, digest: &str) -> Result<ImageRef, String>;
+    /// The warm image of that image for VMs of this shape: a snapshot directory.
+    fn warm(&self, _digest: &str, _memory_mib: u32, _vcpus: u8) -> Option<PathBuf> {
+        None
+    }
 }
 
 /// What control is made of.
@@ -40,6 +49,8 @@ pub struct Parts {
     pub driver: Arc<dyn Driver>,
     /// Images for new VMs.
     pub images: Arc<dyn ImageSource>,
+    /// What sessions can be for.
+    pub providers: Arc<Catalog>,
     /// Limits and durations.
     pub config: ControlConfig,
     /// The time.
@@ -51,21 +62,11 @@ pub struct Parts {
     pub store_knows_host: bool,
 }
 
-/// A session to be made.
-#[derive(Debug, Clone)]
-pub struct CreateRequest {
-    /// Whose.
-    pub owner: OwnerId,
-    /// What for; already checked.
-    pub spec: SessionSpec,
-    /// Makes a repeated request harmless.
-    pub key: Option<IdempotencyKey>,
-}
-
 pub(crate) struct Inner {
     pub store: Arc<dyn Store>,
     pub driver: Arc<dyn Driver>,
     pub images: Arc<dyn ImageSource>,
+    pub providers: Arc<Catalog>,
     pub config: ControlConfig,
     pub clock: Clock,
     pub host: HostId,
@@ -77,8 +78,14 @@ pub(crate) struct Inner {
     pub room: watch::Sender<u64>,
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
+    /// Snapshots being written, whose rows do not name them yet.
+    pub saving: Mutex<HashSet<SnapshotId>>,
+    /// VMs that wait for a session.
+    pub pool: Pool,
+    /// Itself, for what outlives a borrow.
+    pub this: Weak<Inner>,
     adopted: AtomicBool,
-    draining: AtomicBool,
+    pub draining: AtomicBool,
 }
 
 /// Drives every session of this host. Cheap to clone.
@@ -93,10 +100,14 @@ impl Control {
         let admission = Admission::new(&parts.config);
         let (room, _) = watch::channel(0);
         Self {
-            inner: Arc::new(Inner {
+            inner: Arc::new_cyclic(|this| Inner {
+                this: Weak::clone(this),
+                saving: Mutex::default(),
+                pool: Pool::default(),
                 store: parts.store,
                 driver: parts.driver,
                 images: parts.images,
+                providers: parts.providers,
                 config: parts.config,
                 clock: parts.clock,
                 host: parts.host,
@@ -129,20 +140,30 @@ impl Control {
             }
         }
         let count = adopted.len();
+        let mut sign_ins: HashMap<SessionId, SignIn> = HashMap::new();
+        for live in &adopted {
+            if let Some(sign_in) = inner.store.sign_in(live.session.id).await? {
+                sign_ins.insert(live.session.id, sign_in);
+            }
+        }
         let now = inner.clock.now();
         for Live { session, vm } in adopted {
-            let holds_room = session.state != SessionState::Requested && vm.state != VmState::Gone;
+            let holds_room = session.state != SessionState::Requested
+                && !matches!(vm.state, VmState::Planned | VmState::Gone);
             if holds_room {
-                let starting = session.state == SessionState::Starting;
+                let starting =
+                    matches!(session.state, SessionState::Starting | SessionState::Resuming);
                 inner.admission.adopt(&session, starting);
             }
             let (entry, _) = inner.board.insert(session, vm);
+            entry.set_sign_in(sign_ins.remove(&entry.id));
             // Nobody could send a heartbeat while the server was away: every lease starts afresh.
             inner.leases.extend(&entry, now, now + inner.config.lease);
             self.spawn_actor(entry);
         }
         inner.tasks.spawn(crate::lease::flush_loop(Arc::clone(inner)));
         inner.tasks.spawn(sweep::sweep_loop(Arc::clone(inner)));
+        inner.tasks.spawn(pool::run(Arc::clone(inner)));
         inner.adopted.store(true, Ordering::Release);
         metrics::counter!("holdfast_adopted_sessions_total").increment(count as u64);
         tracing::info!(sessions = count, "adopted the sessions in the store");
@@ -165,43 +186,6 @@ impl Control {
     /// Refuses new sessions from now on, or takes them again.
     pub fn set_draining(&self, draining: bool) {
         self.inner.draining.store(draining, Ordering::Release);
-    }
-
-    /// Writes a session with its VM and begins to work on it. The answer's id is readable from now
-    /// on. The flag says that an earlier request with the same key made it.
-    pub async fn create(&self, request: CreateRequest) -> Result<(Live, bool), ControlError> {
-        let inner = &self.inner;
-        if inner.stop.is_cancelled() {
-            return Err(ControlError::Draining("the server is stopping"));
-        }
-        if inner.draining.load(Ordering::Acquire) {
-            return Err(ControlError::Draining("it is being drained"));
-        }
-        inner.admission.could_fit(request.spec.memory_mib).map_err(ControlError::TooLarge)?;
-        let image = inner.images.current().map_err(ControlError::NoImage)?;
-        let now = inner.clock.now();
-        let (session, vm) = new_records(inner, &request, &image, now)?;
-        let first = event("session.state", "The session was asked for.", Actor::User, now);
-        let new = NewSession {
-            session,
-            vm,
-            events: vec![holdfast_core::EventBody {
-                to: Some(SessionState::Requested.as_str().into()),
-                ..first
-            }],
-            key: request.key,
-        };
-        let created = inner.store.create_session(new).await?;
-        let live = Live { session: created.session, vm: created.vm };
-        if !created.replayed {
-            metrics::counter!("holdfast_sessions_created_total").increment(1);
-            tracing::info!(session = %live.session.id, vm = %live.vm.id, "session created");
-            let (entry, new) = inner.board.insert(live.session.clone(), live.vm.clone());
-            if new {
-                self.spawn_actor(entry);
-            }
-        }
-        Ok((live, created.replayed))
     }
 
     /// A session by id: from memory where it lives, otherwise from the store. `None`: it never
@@ -310,6 +294,16 @@ impl Control {
         &self.inner.config
     }
 
+    /// What sessions can be for.
+    pub fn providers(&self) -> &[Provider] {
+        self.inner.providers.all()
+    }
+
+    /// The provider of that name or alias.
+    pub fn provider(&self, name: &str) -> Option<&Provider> {
+        self.inner.providers.find(name)
+    }
+
     /// The driver of this host.
     pub fn driver(&self) -> &Arc<dyn Driver> {
         &self.inner.driver
@@ -325,11 +319,29 @@ impl Control {
         self.inner.clock.now()
     }
 
+    /// The entry of a session that lives here, or why there is none.
+    pub(crate) async fn entry(&self, id: SessionId) -> Result<Arc<Entry>, ControlError> {
+        let Some(entry) = self.inner.board.get(id) else {
+            return match self.find(id).await? {
+                Some(live) => Err(gone(&live.session)),
+                None => Err(ControlError::NotFound(id)),
+            };
+        };
+        let session = entry.session();
+        if matches!(session.state, SessionState::Ending | SessionState::Ended) {
+            return Err(gone(&session));
+        }
+        Ok(entry)
+    }
+
     pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.inner
     }
 
-    fn spawn_actor(&self, entry: Arc<Entry>) {
+    pub(crate) fn spawn_actor(&self, entry: Arc<Entry>) {
+        if entry.sign_in().is_some() {
+            self.inner.tasks.spawn(signin::run(Arc::clone(&self.inner), Arc::clone(&entry)));
+        }
         self.inner.tasks.spawn(actor::run(Arc::clone(&self.inner), entry));
     }
 }
@@ -408,7 +420,7 @@ pub(crate) async fn reread(inner: &Inner, entry: &Entry) -> Result<(), ControlEr
         Some(id) => inner.store.vm(id).await?,
         None => None,
     };
-    inner.board.accepted(entry, Change { session, vm, events: Vec::new() });
+    inner.board.accepted(entry, Change { session, vm, ..Change::default() });
     Ok(())
 }
 
@@ -432,47 +444,6 @@ async fn read_vm(inner: &Inner, session: Session) -> Result<Option<Live>, Contro
         why: format!("session {} is tied to VM {id}, which has no row", session.id),
     })?;
     Ok(Some(Live { session, vm }))
-}
-
-fn new_records(
-    inner: &Inner,
-    request: &CreateRequest,
-    image: &ImageRef,
-    now: Timestamp,
-) -> Result<(Session, Vm), ControlError> {
-    let vm_id = VmId::from_uuid(Uuid::now_v7());
-    let session = Session {
-        id: SessionId::from_uuid(Uuid::now_v7()),
-        owner: request.owner,
-        spec: request.spec.clone(),
-        state: SessionState::Requested,
-        vm: Some(vm_id),
-        end_reason: None,
-        detail: None,
-        attempts: 0,
-        lease_expires_at: now + inner.config.lease,
-        last_heartbeat_at: now,
-        created_at: now,
-        state_since: now,
-        ready_at: None,
-        ended_at: None,
-        generation: Generation::FIRST,
-    };
-    let vm = Vm {
-        id: vm_id,
-        session: Some(session.id),
-        host: inner.host,
-        state: VmState::Planned,
-        driver: inner.driver.name().to_owned(),
-        image: image.digest.clone(),
-        address: None,
-        incarnation: 0,
-        secret: Some(random_hex::<32>()?),
-        created_at: now,
-        state_since: now,
-        generation: Generation::FIRST,
-    };
-    Ok((session, vm))
 }
 
 /// `N` bytes from the kernel's generator, as hex.

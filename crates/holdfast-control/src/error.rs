@@ -1,6 +1,6 @@
 //! Errors of control.
 
-use holdfast_core::{EndReason, SessionId, SessionState, Timestamp};
+use holdfast_core::{EndReason, SessionId, SessionState, SignInStep, Timestamp};
 use holdfast_host::driver::DriverError;
 use holdfast_store::StoreError;
 
@@ -29,6 +29,20 @@ pub enum ControlError {
         /// What is missing.
         why: &'static str,
     },
+    /// The sign-in's step does not allow it.
+    #[error("the sign-in is at the step {step}: {why}")]
+    SignIn {
+        /// What it is doing.
+        step: SignInStep,
+        /// What is missing.
+        why: &'static str,
+    },
+    /// No checkpoint could be taken.
+    #[error("no checkpoint could be taken: {0}")]
+    Checkpoint(String),
+    /// The guest refused a value.
+    #[error("{0}")]
+    Refused(String),
     /// This host will never have room for such a VM.
     #[error("{0}")]
     TooLarge(String),

@@ -45,7 +45,8 @@ impl Watcher {
         let finding = self.probe(inner, entry, live).await;
         let now = inner.clock.now();
         let patience = inner.config.patience;
-        let rung = self.ladder.next(&finding, false, &patience, now);
+        let has_checkpoint = live.session.checkpoint.is_some();
+        let rung = self.ladder.next(&finding, has_checkpoint, &patience, now);
         if rung == Rung::Fine {
             return self.fine(inner, entry, live).await;
         }
@@ -137,11 +138,8 @@ impl Watcher {
                 }
                 return Ok(Next::After(Duration::from_millis(500)));
             }
-            // Without checkpoints the ladder never answers `Restore`; a cold boot is the same
-            // promise with a greater loss.
-            Rung::Restore | Rung::ColdBoot => {
-                cold_boot(inner, entry, finding).await?;
-            }
+            Rung::Restore => start_again(inner, entry, finding, true).await?,
+            Rung::ColdBoot => start_again(inner, entry, finding, false).await?,
             Rung::GiveUp => {
                 keep_console(inner, entry, id).await;
                 let text = format!("Every repair was tried: {}.", describe(finding));
@@ -238,8 +236,13 @@ async fn degrade(inner: &Inner, entry: &Entry, finding: &Finding) -> Result<(), 
     commit(inner, entry, edit).await
 }
 
-/// Starts the guest again on the same disk and says what that loses.
-async fn cold_boot(inner: &Inner, entry: &Entry, finding: &Finding) -> Result<(), ControlError> {
+/// Starts the guest again, from its checkpoint or on the same disk, and says what that loses.
+async fn start_again(
+    inner: &Inner,
+    entry: &Entry,
+    finding: &Finding,
+    restore: bool,
+) -> Result<(), ControlError> {
     let id = entry.live().vm.id;
     keep_console(inner, entry, id).await;
     let driver = Arc::clone(&inner.driver);
@@ -253,15 +256,26 @@ async fn cold_boot(inner: &Inner, entry: &Entry, finding: &Finding) -> Result<()
         return Ok(());
     }
     let Live { session, vm } = entry.live();
-    let text = format!(
-        "Starting the machine again from its disk because {}. Files are kept; open programs and unsaved work are lost.",
-        describe(finding)
-    );
-    metrics::counter!("holdfast_cold_boots_total").increment(1);
+    let (kind, to) = if restore {
+        ("repair.restore", SessionState::Resuming)
+    } else {
+        ("repair.boot", SessionState::Starting)
+    };
+    let because = describe(finding);
+    let text = match session.checkpoint.as_ref().filter(|_| restore) {
+        Some(checkpoint) => format!(
+            "Bringing the machine back to {} because {because}. What was done since then is lost.",
+            checkpoint.taken_at
+        ),
+        None => format!(
+            "Starting the machine again from its disk because {because}. Files are kept; open programs and unsaved work are lost."
+        ),
+    };
+    metrics::counter!("holdfast_machine_restarts_total", "kind" => kind).increment(1);
     let edit = Edit::new(&session, &vm, inner.clock.now())
         .detail(Some(text.clone()))
-        .note("repair.boot", &text, Actor::Reconciler)
+        .note(kind, &text, Actor::Reconciler)
         .vm_to(VmState::Preparing, &text, Actor::Reconciler)
-        .session_to(SessionState::Starting, &text, Actor::Reconciler);
+        .session_to(to, &text, Actor::Reconciler);
     commit(inner, entry, edit).await
 }

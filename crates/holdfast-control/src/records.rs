@@ -106,6 +106,7 @@ impl Edit {
             session: self.session_touched.then_some(self.session),
             vm: self.vm_touched.then_some(self.vm),
             events: self.events,
+            ..Change::default()
         }
     }
 

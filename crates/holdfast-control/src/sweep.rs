@@ -22,6 +22,8 @@ pub struct SweepReport {
     pub resisting: Vec<VmId>,
     /// Without a row, and kept because the store may be another one.
     pub quarantined: Vec<VmId>,
+    /// Checkpoints that no session needs, and removed.
+    pub snapshots_removed: usize,
     /// Ended sessions forgotten.
     pub purged: u64,
 }
@@ -75,6 +77,8 @@ pub(crate) async fn sweep(inner: &Inner) -> Result<SweepReport, ControlError> {
     if !report.quarantined.is_empty() {
         tracing::error!(vms = ?report.quarantined, "VMs are on this machine that the store does not know, and the store does not know this host: is it the right store? They are kept");
     }
+    report.snapshots_removed = crate::checkpoint::sweep(inner).await?;
+    inner.store.destroy_expired_sealed(inner.clock.now()).await?;
     let before = inner.clock.now() - inner.config.retention;
     report.purged = inner.store.purge_ended(before).await?;
     Ok(report)

@@ -65,7 +65,11 @@ pub(crate) async fn release(
 }
 
 /// Answers `None` when everything is gone.
-async fn remove(inner: &Inner, entry: &Entry, live: &Live) -> Result<Option<Next>, ControlError> {
+pub(crate) async fn remove(
+    inner: &Inner,
+    entry: &Entry,
+    live: &Live,
+) -> Result<Option<Next>, ControlError> {
     if live.vm.state == VmState::Gone {
         return Ok(None);
     }

@@ -9,13 +9,16 @@ pub mod event;
 pub mod health;
 pub mod id;
 pub mod plan;
+pub mod provider;
 pub mod record;
 pub mod session;
+pub mod signin;
 pub mod vm;
 
 pub use event::{Actor, Event, EventBody};
 pub use id::{HostId, OwnerId, SessionId, SnapshotId, VmId};
 pub use jiff::Timestamp;
-pub use record::{Generation, Screen, Session, SessionSpec, Vm};
+pub use record::{Checkpoint, Generation, Screen, Session, SessionSpec, Vm};
 pub use session::{EndReason, SessionState};
+pub use signin::{SignIn, SignInOutcome, SignInStep};
 pub use vm::VmState;

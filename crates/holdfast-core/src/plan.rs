@@ -40,8 +40,8 @@ pub enum Step {
     MakeDisk,
     /// Make the network.
     MakeNetwork,
-    /// The VM's row says that it boots, with a new incarnation.
-    BeginBoot,
+    /// The VM's row says that it boots, or is restored, with a new incarnation.
+    BeginStart,
     /// Start the VMM.
     StartVmm,
     /// Wait for agent and desktop, claim, and make the session ready.
@@ -50,6 +50,10 @@ pub enum Step {
     StartFailed,
     /// Watch health and leases.
     Watch,
+    /// Write the VM's state into a checkpoint, from which the session is resumed later.
+    Save,
+    /// The checkpoint is written: free what the VM holds.
+    PutAway,
     /// Take everything down and end the session.
     TearDown,
     /// Free what a failed session's VM holds; the session's row stays for its owner to read.
@@ -64,14 +68,17 @@ pub enum Step {
 pub fn plan(session: &Session, vm: &Vm, machine: Machine) -> Step {
     match session.state {
         SessionState::Requested => Step::Admit,
+        // A hibernated session gave its room back, so it asks again.
+        SessionState::Resuming if vm.state == VmState::Planned => Step::Admit,
         SessionState::Starting | SessionState::Resuming => plan_start(vm, machine),
+        SessionState::Hibernating => match vm.state {
+            VmState::Stopping | VmState::Gone => Step::PutAway,
+            _ => Step::Save,
+        },
         SessionState::Ready | SessionState::Degraded => Step::Watch,
         SessionState::Ending => Step::TearDown,
         SessionState::Failed if vm.state != VmState::Gone => Step::Release,
-        SessionState::Failed
-        | SessionState::Ended
-        | SessionState::Hibernated
-        | SessionState::Hibernating => Step::Rest,
+        SessionState::Failed | SessionState::Ended | SessionState::Hibernated => Step::Rest,
     }
 }
 
@@ -80,7 +87,7 @@ fn plan_start(vm: &Vm, machine: Machine) -> Step {
         VmState::Planned => Step::BeginPreparing,
         VmState::Preparing if !machine.directory => Step::MakeDisk,
         VmState::Preparing if !machine.network => Step::MakeNetwork,
-        VmState::Preparing => Step::BeginBoot,
+        VmState::Preparing => Step::BeginStart,
         VmState::Booting | VmState::Restoring => match machine.process {
             ProcessSeen::NotStarted => Step::StartVmm,
             ProcessSeen::Running => Step::BringUp,
@@ -125,6 +132,7 @@ mod tests {
             attempts: 0,
             lease_expires_at: now,
             last_heartbeat_at: now,
+            checkpoint: None,
             created_at: now,
             state_since: now,
             ready_at: None,
@@ -164,7 +172,7 @@ mod tests {
             (VmState::Planned, ProcessSeen::NotStarted, false, false, Step::BeginPreparing),
             (VmState::Preparing, ProcessSeen::NotStarted, false, false, Step::MakeDisk),
             (VmState::Preparing, ProcessSeen::NotStarted, true, false, Step::MakeNetwork),
-            (VmState::Preparing, ProcessSeen::NotStarted, true, true, Step::BeginBoot),
+            (VmState::Preparing, ProcessSeen::NotStarted, true, true, Step::BeginStart),
             (VmState::Booting, ProcessSeen::NotStarted, true, true, Step::StartVmm),
             (VmState::Booting, ProcessSeen::Running, true, true, Step::BringUp),
         ];
@@ -191,9 +199,13 @@ mod tests {
             for vm_state in VmState::ALL {
                 for machine in machines() {
                     let (session, vm) = records(state, vm_state);
-                    let destroys =
-                        matches!(plan(&session, &vm, machine), Step::TearDown | Step::Release);
-                    let may = matches!(state, SessionState::Ending | SessionState::Failed);
+                    let step = plan(&session, &vm, machine);
+                    let destroys = matches!(step, Step::TearDown | Step::Release | Step::PutAway);
+                    // A VM is put away only after the row says that its checkpoint is written.
+                    let put_away = state == SessionState::Hibernating
+                        && matches!(vm_state, VmState::Stopping | VmState::Gone);
+                    let may =
+                        put_away || matches!(state, SessionState::Ending | SessionState::Failed);
                     assert!(!destroys || may, "{state} {vm_state} {machine:?}");
                 }
             }

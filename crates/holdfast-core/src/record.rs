@@ -4,7 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{EndReason, HostId, OwnerId, SessionId, SessionState, Timestamp, VmId, VmState};
+use crate::{
+    EndReason, HostId, OwnerId, SessionId, SessionState, SnapshotId, Timestamp, VmId, VmState,
+};
 
 /// Counts the writes of a record. A write carries the generation that it read and is refused when
 /// another write came between.
@@ -97,6 +99,8 @@ pub struct Session {
     pub lease_expires_at: Timestamp,
     /// The last time somebody was attached.
     pub last_heartbeat_at: Timestamp,
+    /// Its last saved state, where there is one.
+    pub checkpoint: Option<Checkpoint>,
     /// When it was asked for.
     pub created_at: Timestamp,
     /// When the state last changed.
@@ -107,6 +111,39 @@ pub struct Session {
     pub ended_at: Option<Timestamp>,
     /// Counts its writes.
     pub generation: Generation,
+}
+
+/// A saved state of a session's VM.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Names the snapshot's directory on its host.
+    pub snapshot: SnapshotId,
+    /// The host that keeps it.
+    pub host: HostId,
+    /// The session that it was taken of; another one's checkpoint makes a fork.
+    pub session: SessionId,
+    /// The VM that it was taken of: the identity inside.
+    pub vm: VmId,
+    /// Secret of the agent inside, hex.
+    pub secret: String,
+    /// Digest of the image that it needs.
+    pub image: String,
+    /// The instant that it shows.
+    pub taken_at: Timestamp,
+    /// Space that it takes, in bytes.
+    pub bytes: u64,
+}
+
+// The secret must not reach a log through `{:?}`.
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checkpoint")
+            .field("snapshot", &self.snapshot)
+            .field("vm", &self.vm)
+            .field("taken_at", &self.taken_at)
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A VM as stored.

@@ -87,6 +87,8 @@ pub enum StartFrom {
     /// From a snapshot directory made by [`Driver::snapshot`]. The VM's disk is replaced by the
     /// snapshot's; memory is mapped privately, so one snapshot serves many VMs.
     Snapshot(PathBuf),
+    /// From its kernel, on the disk of a snapshot whose memory cannot be used.
+    DiskOf(PathBuf),
 }
 
 /// How hard to stop a VM.
@@ -197,6 +199,21 @@ pub trait Driver: Send + Sync + 'static {
     /// Writes memory, device state and disk of one instant into `dest`, a directory that must not
     /// exist; it appears complete or not at all. The VM is paused afterwards.
     async fn snapshot(&self, vm: VmId, dest: &std::path::Path) -> Result<()>;
+
+    /// Removes a snapshot directory, complete or not. Succeeds when there is none.
+    async fn discard_snapshot(&self, path: &std::path::Path) -> Result<()> {
+        crate::snapshot::discard(path)
+    }
+
+    /// Space that a snapshot takes, in bytes (blocks, not lengths).
+    async fn snapshot_bytes(&self, path: &std::path::Path) -> Result<u64> {
+        crate::snapshot::bytes(path)
+    }
+
+    /// Directories of snapshots, complete or not, in `dir`; empty when it does not exist.
+    async fn snapshots_in(&self, dir: &std::path::Path) -> Result<Vec<PathBuf>> {
+        crate::snapshot::list(dir)
+    }
 
     /// Ends the VMM; directory, disk and network stay.
     async fn stop(&self, vm: VmId, how: Stop) -> Result<()>;

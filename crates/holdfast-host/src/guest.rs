@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use holdfast_agent_api::{
-    AGENT_PORT, AgentError, ClaimAnswer, ClaimRequest, ExecAnswer, ExecRequest, Health, Metrics,
-    ServiceHealth,
+    AGENT_PORT, AgentError, AssignRequest, ClaimAnswer, ClaimRequest, ExecAnswer, ExecRequest,
+    Health, Metrics, ServiceHealth, Settled,
+    tool::{CollectRequest, Collected, OpenRequest, ToolInput, ToolRequest, ToolStatus},
 };
 use holdfast_core::VmId;
 use http::{Method, StatusCode, header};
@@ -81,6 +82,30 @@ impl AgentClient {
         self.call(Method::POST, "/v1/claim", Some(request), deadline).await
     }
 
+    /// Replaces the identity of a guest that was restored from a checkpoint. This client carries the
+    /// secret of before; the request has the new one.
+    pub async fn rebind(
+        &self,
+        request: &ClaimRequest,
+        deadline: Duration,
+    ) -> Result<ClaimAnswer, GuestError> {
+        self.call(Method::POST, "/v1/rebind", Some(request), deadline).await
+    }
+
+    /// Gives a claimed guest to a session.
+    pub async fn assign(
+        &self,
+        request: &AssignRequest,
+        deadline: Duration,
+    ) -> Result<ClaimAnswer, GuestError> {
+        self.call(Method::POST, "/v1/assign", Some(request), deadline).await
+    }
+
+    /// Brings an unclaimed guest to rest before a warm image is made of it.
+    pub async fn settle(&self, deadline: Duration) -> Result<Settled, GuestError> {
+        self.call(Method::POST, "/v1/settle", None::<&()>, deadline).await
+    }
+
     /// Runs a command. Waits for its own time limit and ten seconds more.
     pub async fn exec(&self, request: &ExecRequest) -> Result<ExecAnswer, GuestError> {
         let deadline = Duration::from_millis(request.timeout_ms) + Duration::from_secs(10);
@@ -100,6 +125,48 @@ impl AgentClient {
     /// Figures of the guest.
     pub async fn metrics(&self, deadline: Duration) -> Result<Metrics, GuestError> {
         self.call(Method::GET, "/v1/metrics", None::<&()>, deadline).await
+    }
+
+    /// Starts a run of a sign-in tool; a run of the same number is left alone.
+    pub async fn start_tool(
+        &self,
+        request: &ToolRequest,
+        deadline: Duration,
+    ) -> Result<ToolStatus, GuestError> {
+        self.call(Method::POST, "/v1/tool", Some(request), deadline).await
+    }
+
+    /// State of the current run, once its revision is above `after` or `wait` (at most 30 s) is over.
+    pub async fn tool_status(&self, after: u64, wait: Duration) -> Result<ToolStatus, GuestError> {
+        let path = format!("/v1/tool?after={after}&waitMs={}", wait.as_millis());
+        self.call(Method::GET, &path, None::<&()>, wait + Duration::from_secs(10)).await
+    }
+
+    /// Types text for the tool.
+    pub async fn tool_input(
+        &self,
+        input: &ToolInput,
+        deadline: Duration,
+    ) -> Result<ToolStatus, GuestError> {
+        self.call(Method::POST, "/v1/tool/input", Some(input), deadline).await
+    }
+
+    /// Opens the run's link in the guest's browser again.
+    pub async fn tool_open(
+        &self,
+        request: &OpenRequest,
+        deadline: Duration,
+    ) -> Result<ToolStatus, GuestError> {
+        self.call(Method::POST, "/v1/tool/open", Some(request), deadline).await
+    }
+
+    /// Has the credentials of a run that succeeded sealed to their recipients.
+    pub async fn collect(
+        &self,
+        request: &CollectRequest,
+        deadline: Duration,
+    ) -> Result<Collected, GuestError> {
+        self.call(Method::POST, "/v1/tool/collect", Some(request), deadline).await
     }
 
     /// Attaches to a terminal, which is made when there is none of that name.

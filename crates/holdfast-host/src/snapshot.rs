@@ -98,10 +98,10 @@ impl Draft {
             return Err(refused(dest, "something of that name exists already"));
         }
         let Some(name) = dest.file_name() else { return Err(refused(dest, "it has no name")) };
-        let temporary = dest.with_file_name(format!(".{}.partial", name.to_string_lossy()));
+        let temporary = partial_of(dest, &name.to_string_lossy());
         let made = match fs::remove_dir_all(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => DirBuilder::new().mode(0o700).create(&temporary),
+            _ => DirBuilder::new().mode(0o700).recursive(true).create(&temporary),
         };
         made.map_err(|e| DriverError::io(format!("making {}", temporary.display()), e))?;
         Ok(Self { dest: dest.to_owned(), temporary, finished: false })
@@ -173,6 +173,27 @@ pub type Stamp = (u64, u64, u64, i64, i64);
 impl Snapshot {
     /// Reads the manifest of a snapshot and compares it with what is wanted.
     pub fn open(path: &Path, wanted: &Fits) -> Result<Self> {
+        let snapshot = Self::read(path)?;
+        match snapshot.manifest.fits.differs(wanted) {
+            Some(why) => Err(refused(path, &why)),
+            None => Ok(snapshot),
+        }
+    }
+
+    /// Reads the manifest of a snapshot of which only the disk is wanted: image and size have to fit,
+    /// the VMM may be another.
+    pub fn open_disk(path: &Path, spec: &VmSpec) -> Result<Self> {
+        let snapshot = Self::read(path)?;
+        let made = &snapshot.manifest.fits;
+        let wanted =
+            Fits { image: spec.image.digest.clone(), disk_mib: spec.disk_mib, ..made.clone() };
+        match made.differs(&wanted) {
+            Some(why) => Err(refused(path, &why)),
+            None => Ok(snapshot),
+        }
+    }
+
+    fn read(path: &Path) -> Result<Self> {
         let manifest: Manifest = files::read_json(&path.join(MANIFEST))
             .map_err(|e| refused(path, &format!("its manifest cannot be read: {e}")))?
             .ok_or_else(|| refused(path, "it has no manifest"))?;
@@ -182,9 +203,6 @@ impl Snapshot {
                 path,
                 &format!("its format is {format}, and {FORMAT} is understood"),
             ));
-        }
-        if let Some(why) = manifest.fits.differs(wanted) {
-            return Err(refused(path, &why));
         }
         Ok(Self { path: path.to_owned(), manifest })
     }
@@ -245,6 +263,53 @@ impl Snapshot {
         let found = self.manifest.files.iter().find(|entry| entry.name == name);
         found.ok_or_else(|| refused(&self.path, &format!("it has no {name}")))
     }
+}
+
+/// Removes a snapshot, and what was begun of it.
+pub(crate) fn discard(path: &Path) -> Result<()> {
+    let partial = path.file_name().map(|name| partial_of(path, &name.to_string_lossy()));
+    for path in [Some(path.to_owned()), partial].into_iter().flatten() {
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(DriverError::io(format!("removing {}", path.display()), error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Space that a snapshot takes, in bytes.
+pub(crate) fn bytes(path: &Path) -> Result<u64> {
+    let sum = || {
+        fs::read_dir(path)?
+            // st_blocks counts units of 512 bytes, whatever the file system's own are: stat(2).
+            .map(|entry| Ok(entry?.metadata()?.blocks() * 512))
+            .sum::<io::Result<u64>>()
+    };
+    sum().map_err(|e| DriverError::io(format!("reading {}", path.display()), e))
+}
+
+/// Snapshots in a directory by their final paths, also those that were only begun.
+pub(crate) fn list(dir: &Path) -> Result<Vec<PathBuf>> {
+    let reading = |e| DriverError::io(format!("reading {}", dir.display()), e);
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(reading(error)),
+    };
+    let mut found = std::collections::BTreeSet::new();
+    for entry in entries {
+        let name = entry.map_err(reading)?.file_name();
+        let name = name.to_string_lossy();
+        let name = name.strip_suffix(".partial").and_then(|n| n.strip_prefix('.')).unwrap_or(&name);
+        found.insert(dir.join(name));
+    }
+    Ok(found.into_iter().collect())
+}
+
+fn partial_of(dest: &Path, name: &str) -> PathBuf {
+    dest.with_file_name(format!(".{name}.partial"))
 }
 
 /// Checksum of a file's length and of its chunks that are not zeros, so that holes cost nothing.

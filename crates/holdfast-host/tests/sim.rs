@@ -178,12 +178,12 @@ async fn faults_happen_as_often_as_injected() {
     let unknown = sim.inspect(spec.vm).await.unwrap().process;
     assert!(matches!(unknown, Process::Unknown { why } if why == "unreadable"));
     assert_eq!(sim.inspect(spec.vm).await.unwrap().process, seen);
-    faults.inject(Step::Pause, None, Fault::Slow(Duration::from_secs(3600)), 1);
+    faults.inject(Step::Pause, None, Fault::Slow(Duration::from_hours(1)), 1);
     let began = tokio::time::Instant::now();
     sim.pause(spec.vm).await.unwrap();
-    assert!(began.elapsed() >= Duration::from_secs(3600));
+    assert!(began.elapsed() >= Duration::from_hours(1));
     faults.inject(Step::Resume, None, Fault::Hang, 1);
-    let hung = tokio::time::timeout(Duration::from_secs(86_400), sim.resume(spec.vm)).await;
+    let hung = tokio::time::timeout(Duration::from_hours(24), sim.resume(spec.vm)).await;
     assert!(hung.is_err());
 }
 

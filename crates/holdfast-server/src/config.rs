@@ -7,10 +7,11 @@ use std::{
 };
 
 use holdfast_control::ControlConfig;
+use holdfast_core::provider::{self, Catalog};
 use holdfast_host::driver::EgressPolicy;
 use serde::{Deserialize, Serialize};
 
-use crate::ServerError;
+use crate::{ServerError, webhook::WebhookConfig};
 
 /// Name of [`Config::address_file`].
 pub(crate) const ADDRESS_FILE: &str = "address";
@@ -42,6 +43,10 @@ pub struct Config {
     pub vm: VmConfig,
     /// What guests may reach.
     pub egress: EgressConfig,
+    /// A directory of providers (`*.toml`) besides those that ship; not read when empty.
+    pub providers_dir: PathBuf,
+    /// Where webhooks may go.
+    pub webhooks: WebhookConfig,
 }
 
 /// Which driver runs VMs.
@@ -56,6 +61,16 @@ pub enum DriverChoice {
     Firecracker,
     /// Simulated: no VM runs; for trying the API and for tests.
     Sim,
+}
+
+/// What happens to a session that nobody returned to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnIdle {
+    /// It ends.
+    End,
+    /// It is put away, and comes back when its page is opened again.
+    Hibernate,
 }
 
 /// Lifetimes of sessions. Durations are written like `90s`, `30m`, `12h`, `7days`.
@@ -74,6 +89,18 @@ pub struct SessionConfig {
     /// How long an ended session answers 410 with its reason.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
+    /// What happens to a session that nobody returned to: `end`, or `hibernate`.
+    pub on_idle: OnIdle,
+    /// How long a hibernated session is kept.
+    #[serde(with = "humantime_serde")]
+    pub keep_hibernated: Duration,
+    /// Time between checkpoints of a session in use, from which it is brought back when its machine
+    /// dies; `0s` takes none.
+    #[serde(with = "humantime_serde")]
+    pub checkpoint_interval: Duration,
+    /// How long sealed credentials that nobody fetches are kept.
+    #[serde(with = "humantime_serde")]
+    pub keep_credentials: Duration,
     /// Deadline from switching a VM on until its desktop can be used.
     #[serde(with = "humantime_serde")]
     pub boot_deadline: Duration,
@@ -99,6 +126,10 @@ pub struct VmConfig {
     pub memory_budget_mib: u64,
     /// VMs that boot at once; 0 means one more than there are processors.
     pub max_starting: usize,
+    /// Machines kept ready for the next sessions, at least. They take memory.
+    pub pool_min: usize,
+    /// Machines kept ready at most: as many as sessions were asked for in the last minutes.
+    pub pool_max: usize,
     /// First of the user ids that VMMs run under; each VM gets one of its own.
     pub uid_base: u32,
     /// Network that host-side addresses of VMs are taken from.
@@ -130,6 +161,8 @@ impl Default for Config {
             session: SessionConfig::default(),
             vm: VmConfig::default(),
             egress: EgressConfig::default(),
+            providers_dir: PathBuf::new(),
+            webhooks: WebhookConfig::default(),
         }
     }
 }
@@ -142,6 +175,10 @@ impl Default for SessionConfig {
             grace: control.grace,
             max_lifetime: control.max_lifetime,
             retention: control.retention,
+            on_idle: OnIdle::End,
+            keep_hibernated: control.keep_hibernated,
+            checkpoint_interval: control.checkpoint_interval,
+            keep_credentials: control.keep_credentials,
             boot_deadline: control.boot_deadline,
         }
     }
@@ -158,6 +195,8 @@ impl Default for VmConfig {
             max_vms: 0,
             memory_budget_mib: 0,
             max_starting: 0,
+            pool_min: 0,
+            pool_max: 0,
             uid_base: 200_000,
             address_range: "10.213.0.0/16".to_owned(),
         }
@@ -203,6 +242,27 @@ impl Config {
     /// Reads a configuration from TOML.
     pub fn from_toml(text: &str) -> Result<Self, toml::de::Error> {
         toml::from_str(text)
+    }
+
+    /// The providers that ship, and those of the configured directory.
+    pub fn providers(&self) -> Result<Catalog, ServerError> {
+        let refuse = |why: String| ServerError::Config { key: "providers_dir", why };
+        let mut catalog = Catalog::shipped().map_err(|error| refuse(error.to_string()))?;
+        if self.providers_dir.as_os_str().is_empty() {
+            return Ok(catalog);
+        }
+        let dir = self.providers_dir.display();
+        let entries = std::fs::read_dir(&self.providers_dir)
+            .map_err(|error| refuse(format!("{dir}: {error}")))?;
+        let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        files.retain(|path| path.extension().is_some_and(|e| e == "toml"));
+        files.sort();
+        for path in files {
+            let named = |why: &dyn std::fmt::Display| refuse(format!("{}: {why}", path.display()));
+            let text = std::fs::read_to_string(&path).map_err(|error| named(&error))?;
+            catalog.add(provider::parse(&text).map_err(|error| named(&error))?);
+        }
+        Ok(catalog)
     }
 
     /// Refuses values that cannot work, before anything is touched.
@@ -262,6 +322,18 @@ impl Config {
             max_lifetime: self.session.max_lifetime,
             retention: self.session.retention,
             boot_deadline: self.session.boot_deadline,
+            keep_credentials: self.session.keep_credentials,
+            on_idle: match self.session.on_idle {
+                OnIdle::End => holdfast_control::OnIdle::End,
+                OnIdle::Hibernate => holdfast_control::OnIdle::Hibernate,
+            },
+            keep_hibernated: self.session.keep_hibernated,
+            checkpoint_interval: self.session.checkpoint_interval,
+            snapshot_dir: self.state_dir.join("snapshots"),
+            pool_min: self.vm.pool_min,
+            pool_max: self.vm.pool_max,
+            pool_memory_mib: self.vm.memory_mib,
+            pool_vcpus: self.vm.vcpus,
             max_vms,
             max_starting: if self.vm.max_starting == 0 { cpus + 1 } else { self.vm.max_starting },
             memory_budget_mib: budget,

@@ -2,7 +2,7 @@
 
 use holdfast_api as api;
 use holdfast_control::Live;
-use holdfast_core::{Event, Session, Vm};
+use holdfast_core::{Event, Session, Vm, provider::Provider};
 
 pub(crate) fn session(session: &Session, owner: String) -> api::Session {
     api::Session {
@@ -54,6 +54,18 @@ pub(crate) fn vm(vm: &Vm, usage: Option<holdfast_host::driver::Usage>) -> api::V
         memory_mib: usage.map(|u| u.memory_pss_kib / 1024),
         cpu_ms: usage.map(|u| u.cpu_ms),
         disk_mib: usage.map(|u| u.disk_bytes >> 20),
+    }
+}
+
+pub(crate) fn provider(provider: &Provider) -> api::Provider {
+    let tool = provider.tool.as_ref();
+    api::Provider {
+        name: provider.name.clone(),
+        title: provider.title.clone(),
+        description: provider.description.clone(),
+        icon: provider.icon.clone(),
+        flow: tool.map(|tool| tool.flow.as_str().to_owned()),
+        credentials: tool.is_some_and(|tool| !tool.credentials.is_empty()),
     }
 }
 

@@ -97,7 +97,7 @@ pub fn open_driver(config: &Config, name: &str) -> Result<Arc<dyn Driver>, Serve
     match name {
         "qemu" => Ok(Arc::new(QemuDriver::open(host_config(config)?)?)),
         "sim" => Ok(Arc::new(SimDriver::open(config.state_dir.join("sim"))?)),
-        _ => Err(ServerError::NoDriver(format!("this version has no {name} driver"))),
+        _ => Err(ServerError::UnknownDriver(name.to_owned())),
     }
 }
 

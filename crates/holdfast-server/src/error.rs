@@ -41,6 +41,9 @@ pub enum ServerError {
     /// No driver can be used.
     #[error("no driver can run VMs here: {0}")]
     NoDriver(String),
+    /// There is no driver of that name.
+    #[error("this version has no {0} driver")]
+    UnknownDriver(String),
     /// The driver cannot be set up.
     #[error("the driver cannot be set up")]
     Driver(#[from] DriverError),

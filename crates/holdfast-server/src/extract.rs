@@ -42,6 +42,10 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
                 "The body has to be JSON, with `Content-Type: application/json`.",
             ));
         }
+        // serde takes a list for a struct whose fields have defaults.
+        if text.trim_ascii_start().starts_with(b"[") {
+            return Err(ApiError::new(Code::Invalid, "The body has to be a JSON object."));
+        }
         let value = serde_json::from_slice(text).map_err(|error| {
             let code = if error.is_data() { Code::Invalid } else { Code::BadRequest };
             ApiError::new(code, format!("The body is not what was expected: {error}."))

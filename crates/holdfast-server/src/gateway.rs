@@ -32,7 +32,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Silence after which the other side is taken for gone: three pings without an answer.
 const SILENCE: Duration = Duration::from_secs(16);
 /// How long a guest may leave its input unread.
-const GUEST_PATIENCE: Duration = Duration::from_secs(60);
+const GUEST_PATIENCE: Duration = Duration::from_mins(1);
 /// Leases are extended at most this often by one stream.
 const LEASE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the last message to a viewer may take.

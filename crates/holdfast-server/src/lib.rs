@@ -21,6 +21,7 @@ mod routes;
 mod serve;
 mod state;
 mod state_dir;
+pub mod webhook;
 mod wiring;
 
 pub use config::{Config, DriverChoice};

@@ -14,6 +14,7 @@ use crate::{routes, state::AppState};
     ),
     tags(
         (name = "sessions", description = "Sessions and their timelines"),
+        (name = "sign-in", description = "Sign-ins and their credentials"),
         (name = "streams", description = "WebSockets into a session's machine"),
         (name = "host", description = "Machines, versions, readiness"),
     )
@@ -29,7 +30,16 @@ pub(crate) fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(routes::sessions::vm))
         .routes(routes!(routes::sessions::exec))
         .routes(routes!(routes::sessions::console))
-        .routes(routes!(routes::sessions::oauth_url))
+        .routes(routes!(routes::checkpoints::hibernate))
+        .routes(routes!(routes::checkpoints::resume))
+        .routes(routes!(routes::checkpoints::fork))
+        .routes(routes!(routes::signin::read))
+        .routes(routes!(routes::signin::oauth_url))
+        .routes(routes!(routes::signin::code))
+        .routes(routes!(routes::signin::open))
+        .routes(routes!(routes::signin::retry))
+        .routes(routes!(routes::signin::credentials))
+        .routes(routes!(routes::signin::owner_key, routes::signin::set_owner_key))
         .routes(routes!(routes::explain::explain))
         .routes(routes!(routes::events::of_session))
         .routes(routes!(routes::events::of_all))

@@ -81,6 +81,13 @@ impl From<ControlError> for ApiError {
             ControlError::State { state, why } => {
                 Self::new(Code::Conflict, format!("The session is {state}: {why}."))
             }
+            ControlError::SignIn { step, why } => {
+                Self::new(Code::Conflict, format!("The sign-in is at the step {step}: {why}."))
+            }
+            ControlError::Checkpoint(why) => {
+                Self::unavailable(format!("No checkpoint could be taken: {why}."))
+            }
+            ControlError::Refused(why) => Self::new(Code::Conflict, sentence(why)),
             ControlError::TooLarge(why) => Self::invalid("memoryMib", sentence(why)),
             ControlError::Full(why) => {
                 Self { retry_after: Some(10), ..Self::new(Code::Full, sentence(why)) }

@@ -93,7 +93,7 @@ pub(crate) fn inner(state: AppState) -> Router {
     let aliases = Router::new()
         .route("/api/auth/session/{id}/vm", get(routes::sessions::vm))
         .route("/api/auth/session/{id}/heartbeat", post(routes::sessions::heartbeat))
-        .route("/api/vm/auth/session/{id}/oauth-url", get(routes::sessions::oauth_url));
+        .route("/api/vm/auth/session/{id}/oauth-url", get(routes::signin::oauth_url));
     documented
         .merge(aliases)
         .route("/openapi.json", get(document))

@@ -29,7 +29,7 @@ use crate::{
 /// How long open answers and streams may take to end when the server stops.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a client may take to send the head of a request; also how long an idle connection is kept.
-const HEADER_DEADLINE: Duration = Duration::from_secs(60);
+const HEADER_DEADLINE: Duration = Duration::from_mins(1);
 /// Pause after a connection could not be accepted, such as for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -111,6 +111,7 @@ impl Server {
             // Set once only: nobody else has this cell for writing.
             let _ = boot.ready.set((state.clone(), inner));
             take_over(&state).await;
+            crate::webhook::deliver_loop(state).await;
             std::future::pending::<Result<(), ServerError>>().await
         };
         let ended = tokio::select! {

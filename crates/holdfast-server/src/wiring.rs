@@ -79,12 +79,11 @@ pub(crate) async fn open(
     stop: CancellationToken,
 ) -> Result<AppState, ServerError> {
     let host = dir.host_id()?;
-    let store = match replaced.store {
-        Some(store) => store,
-        None => {
-            let url = config.store_url();
-            patiently(progress, || holdfast_store::open(&url)).await?
-        }
+    let store = if let Some(store) = replaced.store {
+        store
+    } else {
+        let url = config.store_url();
+        patiently(progress, || holdfast_store::open(&url)).await?
     };
     progress.say("store", "it is being read");
     let hosts = patiently(progress, || store.hosts()).await?;
@@ -93,12 +92,11 @@ pub(crate) async fn open(
 
     let in_use: BTreeSet<String> =
         vms.iter().filter(|vm| vm.host == host).map(|vm| vm.driver.clone()).collect();
-    let (driver, verdict) = match replaced.driver {
-        Some(driver) => (driver, drivers::settled("It was given to this server.")),
-        None => {
-            let mut say = |text: String| progress.say("driver", text);
-            drivers::choose(&config, dir, &in_use, &mut say).await?
-        }
+    let (driver, verdict) = if let Some(driver) = replaced.driver {
+        (driver, drivers::settled("It was given to this server."))
+    } else {
+        let mut say = |text: String| progress.say("driver", text);
+        drivers::choose(&config, dir, &in_use, &mut say).await?
     };
     let images = replaced.images.unwrap_or_else(|| images_for(&config));
     let knows_host = hosts.iter().any(|known| known.id == host);
@@ -109,6 +107,7 @@ pub(crate) async fn open(
         store,
         driver,
         images: Arc::clone(&images),
+        providers: Arc::new(config.providers()?),
         config: config.control(cpus, memory_mib),
         clock: Clock::System,
         host,

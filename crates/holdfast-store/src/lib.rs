@@ -20,14 +20,16 @@ mod sqlite;
 pub mod types;
 
 use async_trait::async_trait;
-use holdfast_core::{Event, EventBody, OwnerId, Session, SessionId, Timestamp, Vm, VmId};
+use holdfast_core::{
+    Event, EventBody, OwnerId, Session, SessionId, SignIn, Timestamp, Vm, VmId, signin::SealedInfo,
+};
 
 pub use error::StoreError;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub use open::{check_url, open};
 pub use types::{
-    Change, Created, HostRecord, IdempotencyKey, LeaseTouch, NewSession, NewToken, SessionFilter,
-    StoreCheck, TokenRecord,
+    Change, Created, Delivery, HostRecord, IdempotencyKey, LeaseTouch, NewSession, NewToken,
+    Sealed, SessionFilter, ShareLink, StoreCheck, Taken, TokenRecord,
 };
 
 /// Result of a store call.
@@ -61,10 +63,12 @@ pub trait Store: Send + Sync + 'static {
     /// transition that the tables of core do not allow is [`StoreError::Transition`].
     async fn apply(&self, change: Change) -> Result<Change>;
 
-    /// Appends events to a session's timeline.
+    /// Appends events to a session's timeline. [`StoreError::NotFound`] when there is no such session.
     async fn append_events(&self, session: SessionId, events: Vec<EventBody>) -> Result<()>;
 
-    /// Events of one session with a number above `after`, oldest first, at most `limit`.
+    /// Events of one session with a number above `after`, oldest first, at most `limit`. Within a
+    /// session an event never appears after one with a higher number, so a reader that goes on from
+    /// the last number it saw misses none.
     async fn events(&self, session: SessionId, after: i64, limit: u32) -> Result<Vec<Event>>;
 
     /// Extends leases in one transaction. A lease never gets shorter and no generation changes, so
@@ -72,7 +76,49 @@ pub trait Store: Send + Sync + 'static {
     async fn touch_leases(&self, touches: Vec<LeaseTouch>) -> Result<()>;
 
     /// Forgets sessions that ended before `before`, with their VMs, events and keys. Answers how many.
+    /// A session with a VM that is not gone is kept.
     async fn purge_ended(&self, before: Timestamp) -> Result<u64>;
+
+    /// The sign-in of a session.
+    async fn sign_in(&self, session: SessionId) -> Result<Option<SignIn>>;
+
+    /// Sign-ins that are not done.
+    async fn open_sign_ins(&self) -> Result<Vec<SignIn>>;
+
+    /// What sealed credentials of a session there are, or were.
+    async fn sealed_info(&self, session: SessionId) -> Result<Option<SealedInfo>>;
+
+    /// Hands sealed credentials over, once: in one transaction they are read, marked as fetched and
+    /// their content is destroyed. Of two callers at once, one gets them.
+    async fn take_sealed(&self, session: SessionId, now: Timestamp) -> Result<Taken>;
+
+    /// Destroys the content of sealed credentials whose time is over. Answers how many.
+    async fn destroy_expired_sealed(&self, now: Timestamp) -> Result<u64>;
+
+    /// Announcements that are due, oldest first.
+    async fn due_deliveries(&self, now: Timestamp, limit: u32) -> Result<Vec<Delivery>>;
+
+    /// Writes how far a delivery is.
+    async fn update_delivery(&self, delivery: Delivery) -> Result<()>;
+
+    /// Stores a share link.
+    async fn create_share(&self, link: ShareLink) -> Result<()>;
+
+    /// The share link with this SHA-256, unless revoked or expired at `now`.
+    async fn share_by_hash(&self, sha256: &str, now: Timestamp) -> Result<Option<ShareLink>>;
+
+    /// Share links of a session that work at `now`.
+    async fn shares(&self, session: SessionId, now: Timestamp) -> Result<Vec<ShareLink>>;
+
+    /// Revokes a share link of a session. Answers whether there was one.
+    async fn revoke_share(&self, session: SessionId, id: uuid::Uuid, at: Timestamp)
+    -> Result<bool>;
+
+    /// The age public key that an owner's credentials are sealed to when a session names none.
+    async fn owner_key(&self, owner: OwnerId) -> Result<Option<String>>;
+
+    /// Sets or removes that key.
+    async fn set_owner_key(&self, owner: OwnerId, key: Option<String>) -> Result<()>;
 
     /// Stores a token's hash.
     async fn create_token(&self, token: NewToken) -> Result<TokenRecord>;

@@ -8,6 +8,7 @@ use holdfast_store::{
     open,
 };
 use holdfast_testkit::TempPostgres;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, raw_sql};
 
 /// A call during an outage is answered within this time.
 const QUICK: Duration = Duration::from_secs(6);
@@ -30,6 +31,20 @@ async fn conforms_as_behind_a_transaction_pooler() {
         .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs the package pgbouncer"]
+async fn conforms_behind_pgbouncer() {
+    let server = TempPostgres::new();
+    let pooler = server.pooler();
+    let made = std::cell::Cell::new(0);
+    conformance::run(async || {
+        server.database();
+        made.set(made.get() + 1);
+        open_twice(&pooler.url(&format!("test_{}", made.get() - 1))).await
+    })
+    .await;
+}
+
 /// A pooler hands the connection to others between transactions: nothing may be left on it.
 #[tokio::test]
 async fn behind_a_pooler_nothing_stays_prepared() {
@@ -47,6 +62,40 @@ async fn behind_a_pooler_nothing_stays_prepared() {
         assert!(log.contains("holdfast.sessions"), "statements are logged");
         assert_eq!(log.contains("execute sqlx_s_"), expected, "{log}");
     }
+}
+
+/// The number of an event is drawn before the transaction commits: a second one must wait for the
+/// first, or a reader that saw the higher number never asks for the lower.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn events_become_visible_in_the_order_of_their_numbers() {
+    let server = TempPostgres::new();
+    let url = server.database();
+    let store = open(&url).await.expect("opened");
+    let session = sample::create(&*store).await.session;
+
+    let mut slow = PgConnection::connect(&url).await.expect("connected");
+    let begin = format!(
+        "BEGIN; SELECT 1 FROM holdfast.sessions WHERE id = '{0}' FOR NO KEY UPDATE;
+         INSERT INTO holdfast.events (session_id, at, kind, why, actor)
+         VALUES ('{0}', 0, 'slow', '', 'host')",
+        session.id
+    );
+    raw_sql(AssertSqlSafe(begin)).execute(&mut slow).await.expect("run");
+    let fast = tokio::spawn({
+        let (store, id) = (store.clone(), session.id);
+        async move { store.append_events(id, vec![sample::event("fast")]).await }
+    });
+    let waiting = "SELECT COUNT(*) FROM pg_locks WHERE NOT granted";
+    let deadline = Instant::now() + QUICK;
+    while server.sql(&url, waiting) == "0" {
+        assert!(!fast.is_finished(), "the second writer overtook the first");
+        assert!(Instant::now() < deadline, "the second writer neither waits nor ends");
+    }
+    raw_sql("COMMIT").execute(&mut slow).await.expect("committed");
+    fast.await.expect("no panic").expect("appended");
+    let events = store.events(session.id, 0, 10).await.expect("read");
+    let kinds: Vec<_> = events.iter().map(|e| e.body.kind.as_str()).collect();
+    assert_eq!(kinds, ["session.created", "slow", "fast"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -178,7 +227,7 @@ async fn check_tells_findings_apart_and_changes_nothing() {
 
     server.sql(&url, "DROP TABLE holdfast.idempotency_keys");
     assert_eq!(code(&url).await, "missing_table");
-    server.sql(&url, "UPDATE holdfast.migrations SET version = -1");
+    server.sql(&url, "UPDATE holdfast.migrations SET version = -version");
     assert_eq!(code(&url).await, "old_schema");
     server.stop();
     assert_eq!(code(&url).await, "cannot_connect");

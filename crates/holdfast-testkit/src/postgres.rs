@@ -22,14 +22,15 @@ const DEADLINE: Duration = Duration::from_mins(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Runs the server (`$1` and its arguments); stops it with the signal that it reads, or at the end
-/// of its input.
+/// of its input with `$END_SIGNAL`. A shell starts programs in the background deaf to INT and QUIT;
+/// PostgreSQL listens to both all the same, PgBouncer to TERM only.
 const KEEPER: &str = r#"
 "$@" >>"$HOME/log" 2>&1 &
 server=$!
-read -r signal || signal=QUIT
-kill -"$signal" "$server" 2>/dev/null
+read -r signal || end=yes
+kill -"${signal:-$END_SIGNAL}" "$server" 2>/dev/null
 wait "$server"
-[ "$signal" = QUIT ] && rm -rf "$HOME"
+[ -n "$end" ] && rm -rf "$HOME"
 exit 0
 "#;
 
@@ -61,18 +62,14 @@ impl TempPostgres {
             "PostgreSQL is not installed; install it with: \
              apt-get install --no-install-recommends postgresql",
         );
-        let home =
-            tempfile::Builder::new().prefix("holdfast-pg-").tempdir().expect("a directory in /tmp");
         let account = fs::metadata("/proc/self").expect("procfs is mounted").uid() == 0;
         let account = account.then(|| {
-            let account = find_account().expect(
+            find_account().expect(
                 "tests run as root, PostgreSQL does not, and there is no user `postgres`; \
                  the package postgresql makes it",
-            );
-            std::os::unix::fs::chown(home.path(), Some(account.uid), Some(account.gid))
-                .expect("root may give files away");
-            account
+            )
         });
+        let home = make_home(account);
         let mut server = Self { home, programs, account, keeper: None, databases: 0.into() };
         let data = server.data();
         let initdb = server.run(
@@ -97,11 +94,8 @@ impl TempPostgres {
         command
             .args(["-c", KEEPER, "keeper", &postgres, "-D", &data, "-k", &socket])
             // No network, no waiting for disks: only the tests of SQLite are about durability.
-            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=60"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        self.keeper = Some(command.spawn().expect("sh can be started"));
+            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=300"]);
+        self.keeper = Some(keep(command));
         let ready = self.home.path().join("data/postmaster.pid");
         self.wait(|| {
             fs::read_to_string(&ready).is_ok_and(|text| {
@@ -130,6 +124,33 @@ impl TempPostgres {
         let name = format!("test_{number}");
         self.sql("postgres", &format!("CREATE DATABASE {name}"));
         self.url("postgres", &name)
+    }
+
+    /// Starts PgBouncer in transaction mode in front of the server. It stops with the value.
+    ///
+    /// # Panics
+    /// When PgBouncer is not installed, or does not start.
+    pub fn pooler(&self) -> Pooler {
+        let program = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer"]
+            .into_iter()
+            .find(|path| Path::new(path).is_file())
+            .expect("PgBouncer is not installed; install it with: apt-get install pgbouncer");
+        let home = make_home(self.account);
+        let directory = home.path().display();
+        let settings = format!(
+            "[databases]\n* = host={} port=5432 user=postgres\n[pgbouncer]\nlisten_addr =\n\
+             listen_port = {POOLER_PORT}\nunix_socket_dir = {directory}\nauth_type = any\n\
+             pool_mode = transaction\ndefault_pool_size = 5\n",
+            self.socket().display()
+        );
+        let file = home.path().join("pgbouncer.ini");
+        fs::write(&file, settings).expect("written");
+        let mut command = self.command("sh");
+        command.env("HOME", home.path()).args(["-c", KEEPER, "keeper", program]).arg(&file);
+        let pooler = Pooler { keeper: keep(command), home };
+        let socket = pooler.home.path().join(format!(".s.PGSQL.{POOLER_PORT}"));
+        self.wait(|| socket.exists());
+        pooler
     }
 
     /// URL of a database for a role.
@@ -201,6 +222,7 @@ impl TempPostgres {
             .env("PATH", "/usr/bin:/bin")
             .env("HOME", self.home.path())
             .env("LC_ALL", "C.UTF-8")
+            .env("END_SIGNAL", "QUIT")
             .current_dir(self.home.path());
         if let Some(account) = self.account {
             command.uid(account.uid).gid(account.gid);
@@ -230,11 +252,58 @@ impl Default for TempPostgres {
 impl Drop for TempPostgres {
     fn drop(&mut self) {
         if let Some(mut keeper) = self.keeper.take() {
-            // The end of its input tells the keeper to stop and clean up.
-            drop(keeper.stdin.take());
-            let _ = keeper.wait();
+            release(&mut keeper);
         }
     }
+}
+
+/// A transaction pooler in front of a [`TempPostgres`].
+#[derive(Debug)]
+pub struct Pooler {
+    home: TempDir,
+    keeper: Child,
+}
+
+impl Pooler {
+    /// URL of a database for the superuser `postgres`, through the pooler.
+    pub fn url(&self, database: &str) -> String {
+        let directory = self.home.path().display();
+        format!("postgres://postgres@localhost:{POOLER_PORT}/{database}?host={directory}")
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        release(&mut self.keeper);
+    }
+}
+
+/// Names a socket in a directory of its own, so it need not be free.
+const POOLER_PORT: u16 = 6543;
+
+/// A directory that belongs to the user of the server.
+fn make_home(account: Option<Account>) -> TempDir {
+    let home =
+        tempfile::Builder::new().prefix("holdfast-pg-").tempdir().expect("a directory in /tmp");
+    if let Some(account) = account {
+        std::os::unix::fs::chown(home.path(), Some(account.uid), Some(account.gid))
+            .expect("root may give files away");
+    }
+    home
+}
+
+/// Starts a keeper, in a process group of its own: a runner that gives up on a test kills the test's
+/// whole group, and the keeper has to be there afterwards to clean up.
+fn keep(mut command: Command) -> Child {
+    command.process_group(0);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("sh can be started")
+}
+
+/// The end of its input tells a keeper to stop and clean up.
+fn release(keeper: &mut Child) {
+    drop(keeper.stdin.take());
+    let _ = keeper.wait();
 }
 
 /// The newest version that is installed as Debian does it, or what is on the path.

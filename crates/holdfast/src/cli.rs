@@ -284,6 +284,9 @@ pub struct CreateArgs {
     /// Processors.
     #[arg(long, value_name = "N")]
     pub vcpus: Option<u8>,
+    /// For a sign-in: age public key that the credentials are sealed to.
+    #[arg(long, value_name = "age1...")]
+    pub recipient: Option<String>,
     /// Wait until the desktop can be used, and show every step.
     #[arg(short, long)]
     pub wait: bool,

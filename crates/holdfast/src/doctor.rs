@@ -14,7 +14,7 @@ use crate::{
 const STATE_SPACE: u64 = 10 << 30;
 const CACHE_SPACE: u64 = 8 << 30;
 /// Deadline of a driver's proof.
-const PROBE_DEADLINE: Duration = Duration::from_secs(120);
+const PROBE_DEADLINE: Duration = Duration::from_mins(2);
 /// Programs that running VMs needs, with the package of Debian that has them.
 const TO_RUN: [(&str, &str); 3] =
     [("ip", "iproute2"), ("nft", "nftables"), ("mkfs.ext4", "e2fsprogs")];
@@ -297,7 +297,11 @@ async fn probe(config: &Config, name: &'static str) -> Check {
         Err(_) => failed(format!("nothing was printed within {} s", PROBE_DEADLINE.as_secs())),
         Ok(probe) => {
             let speed = if probe.accelerated { "with" } else { "without" };
-            let version = probe.version.map(|version| format!("{version}: ")).unwrap_or_default();
+            let version = probe
+                .version
+                .filter(|version| !probe.evidence.contains(version.as_str()))
+                .map(|version| format!("{version}: "))
+                .unwrap_or_default();
             let detail = format!(
                 "{version}{} ({speed} hardware virtualisation)",
                 probe.evidence.trim_end_matches('.')

@@ -68,7 +68,7 @@ pub fn start_logging(args: &LogArgs) -> anyhow::Result<()> {
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Human => {
-            builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init()
+            builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init();
         }
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }

@@ -68,6 +68,8 @@ async fn create(global: &Global, client: &Client, args: CreateArgs) -> anyhow::R
         timezone: args.timezone,
         memory_mib: args.memory,
         vcpus: args.vcpus,
+        recipient: args.recipient,
+        webhook: None,
     };
     let key = Uuid::new_v4().to_string();
     let mut session = match client.create_session(&body, &key).await {

@@ -20,7 +20,7 @@ use uuid::Uuid;
 /// Ctrl-], which ends an attachment.
 const DETACH: u8 = 0x1d;
 /// How long a server or a machine may be away before attaching is given up.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 

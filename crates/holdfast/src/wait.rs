@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::output::Steps;
 
 /// How long a server may be away before following its session is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A timeline that survives restarts of the server.
 pub struct Follower<'a> {

@@ -7,7 +7,8 @@ pub mod keeper;
 mod net;
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     os::unix::fs::{DirBuilderExt, PermissionsExt, symlink},
     path::Path,
     process::ExitCode,
@@ -43,8 +44,9 @@ pub fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Writes a line to the console. A console that cannot be written to is no reason to panic.
 pub(crate) fn say(message: &str) {
-    eprintln!("holdfast: {message}");
+    let _ = writeln!(io::stderr(), "holdfast: {message}");
 }
 
 /// Reports a step that failed and goes on: a guest without one of its parts still answers the host,

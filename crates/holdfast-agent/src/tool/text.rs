@@ -60,17 +60,19 @@ impl Transcript {
     }
 
     fn csi(&mut self, bytes: &[u8]) {
-        match bytes.last() {
+        let Some((end, parameters)) = bytes.get(2..).and_then(<[u8]>::split_last) else { return };
+        let number = std::str::from_utf8(parameters).ok().and_then(|n| n.parse::<usize>().ok());
+        let number = number.unwrap_or(1).clamp(1, self.columns);
+        match end {
             // Some tools move over blanks instead of writing them.
-            Some(b'C') => {
-                let count = std::str::from_utf8(&bytes[2..bytes.len() - 1]).unwrap_or_default();
-                let count = count.parse().unwrap_or(1).clamp(1, self.columns);
-                self.line.extend(std::iter::repeat_n(' ', count));
+            b'C' => self.line.extend(std::iter::repeat_n(' ', number)),
+            b'G' if number == 1 => self.returned = !self.line.is_empty(),
+            b'G' if number > self.line.chars().count() => {
+                let blanks = number - 1 - self.line.chars().count();
+                self.line.extend(std::iter::repeat_n(' ', blanks));
             }
             // The cursor goes elsewhere.
-            Some(b'A' | b'B' | b'E' | b'F' | b'G' | b'H' | b'd' | b'f')
-                if !self.line.is_empty() =>
-            {
+            b'A' | b'B' | b'E' | b'F' | b'G' | b'H' | b'd' | b'f' if !self.line.is_empty() => {
                 self.end_line();
             }
             _ => {}
@@ -170,6 +172,7 @@ mod tests {
         assert_eq!(text_of("10%\r50%\r100%\r\ndone", 80), "10%\n50%\n100%\ndone");
         assert_eq!(text_of("Paste\x1b[1Ccode\x1b[2Khere", 80), "Paste codehere");
         assert_eq!(text_of("ab\x08c", 80), "ac");
+        assert_eq!(text_of("Paste\x1b[7Gcode\x1b[12Ghere\x1b[1Gover", 80), "Paste code here\nover");
     }
 
     #[test]

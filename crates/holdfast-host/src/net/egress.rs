@@ -33,6 +33,10 @@ const PRIVATE: [&str; 10] = [
     "203.0.113.0/24",
 ];
 
+/// Connections that a guest may have open at once: a browser has some hundreds, the host's table room
+/// for 65,536 or more (nf_conntrack_max).
+const CONNECTIONS: u32 = 4096;
+
 /// The rules of one VM.
 pub(crate) struct Rules {
     link: String,
@@ -155,6 +159,8 @@ impl Rules {
         rule(format!("ip saddr != {source} drop"));
         rule("meta nfproto != ipv4 drop".to_owned());
         rule("ct state invalid drop".to_owned());
+        // The host's table of connections is shared by all VMs and the host itself.
+        rule(format!("ct state new ct count over {CONNECTIONS} drop"));
         if let Some(ports) = &self.ports {
             rule(format!("ip daddr {host} tcp dport {{ {ports} }} accept"));
         }

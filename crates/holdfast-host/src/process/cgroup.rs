@@ -60,32 +60,37 @@ fn parent(hierarchy: &Hierarchy, instance: &str) -> PathBuf {
     hierarchy.root.join(format!("holdfast-{instance}"))
 }
 
-/// Makes the VM's groups and answers the files through which a process enters them.
-pub(super) fn make(instance: &str, vm: VmId, limits: Limits) -> io::Result<Vec<File>> {
+/// Makes the VM's groups and answers the files through which a process enters them. A hierarchy that
+/// does not take the limits is left out: the VM runs without them, and the log says so.
+pub(super) fn make(instance: &str, vm: VmId, limits: Limits) -> Vec<File> {
     let mut entrances = Vec::new();
     for hierarchy in hierarchies() {
-        let parent = parent(&hierarchy, instance);
-        let group = parent.join(vm.to_string());
-        match fs::create_dir_all(&group) {
-            Err(error) if unwritable(&error) => {
-                tracing::debug!(group = %group.display(), %error, "limits cannot be set");
-                continue;
-            }
-            made => made?,
-        }
-        // Version 2 hands controllers down by name; version 1 has no such file.
-        for dir in [&hierarchy.root, &parent] {
-            let control = dir.join("cgroup.subtree_control");
-            if control.exists() {
-                fs::write(control, "+memory +pids +cpu")?;
+        match enter(&hierarchy, instance, vm, limits) {
+            Ok(entrance) => entrances.push(entrance),
+            Err(error) => {
+                let hierarchy = hierarchy.root.display();
+                tracing::warn!(%vm, %hierarchy, %error, "limits cannot be set here");
             }
         }
-        for (file, value) in (hierarchy.settings)(limits) {
-            fs::write(group.join(file), value)?;
-        }
-        entrances.push(File::options().write(true).open(group.join("cgroup.procs"))?);
     }
-    Ok(entrances)
+    entrances
+}
+
+fn enter(hierarchy: &Hierarchy, instance: &str, vm: VmId, limits: Limits) -> io::Result<File> {
+    let parent = parent(hierarchy, instance);
+    let group = parent.join(vm.to_string());
+    fs::create_dir_all(&group)?;
+    // Version 2 hands controllers down by name; version 1 has no such file.
+    for dir in [&hierarchy.root, &parent] {
+        let control = dir.join("cgroup.subtree_control");
+        if control.exists() {
+            fs::write(control, "+memory +pids +cpu")?;
+        }
+    }
+    for (file, value) in (hierarchy.settings)(limits) {
+        fs::write(group.join(file), value)?;
+    }
+    File::options().write(true).open(group.join("cgroup.procs"))
 }
 
 /// Removes the VM's groups; they need not be there. No process may be in them.

@@ -81,7 +81,7 @@ impl Handed {
 
 #[allow(unsafe_code, reason = "what a child gives up, it gives up between fork and exec")]
 pub(super) fn spawn(vmm: Vmm, vm: VmId, instance: &str, log: File) -> io::Result<Child> {
-    let groups = cgroup::make(instance, vm, vmm.limits)?;
+    let groups = cgroup::make(instance, vm, vmm.limits);
     let mut command = Command::new(&vmm.program);
     command
         .args(&vmm.args)

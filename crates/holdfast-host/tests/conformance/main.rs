@@ -27,6 +27,7 @@ tried_with!(
     sim,
     crate::bed::SimBed,
     [
+        promises::a_probe_gives_evidence,
         promises::a_vm_lives_and_ends,
         promises::every_call_may_be_repeated,
         promises::an_id_has_one_specification,
@@ -42,6 +43,7 @@ tried_with!(
     qemu,
     crate::bed::QemuBed,
     [
+        promises::a_probe_gives_evidence,
         promises::a_vm_lives_and_ends,
         promises::every_call_may_be_repeated,
         promises::an_id_has_one_specification,

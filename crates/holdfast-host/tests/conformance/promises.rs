@@ -14,7 +14,7 @@ pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), wait)
+    tokio::time::timeout(Duration::from_mins(1), wait)
         .await
         .unwrap_or_else(|_| panic!("never: {what}"));
 }
@@ -57,6 +57,13 @@ pub async fn a_vm_lives_and_ends(bed: &impl Bed) {
     driver.destroy(spec.vm).await.unwrap();
     let gone = driver.inspect(spec.vm).await.unwrap();
     assert_eq!(gone, nothing(spec.vm));
+}
+
+pub async fn a_probe_gives_evidence(bed: &impl Bed) {
+    let (first, again) = (bed.driver().probe().await, bed.another().probe().await);
+    assert!(first.usable, "{first:?}");
+    assert!(first.evidence.ends_with('.') && first.version.is_some(), "{first:?}");
+    assert_eq!(first.accelerated, again.accelerated);
 }
 
 fn nothing(vm: VmId) -> Observed {
@@ -152,6 +159,12 @@ pub async fn three_clones_of_one_snapshot(bed: &impl Bed) {
     driver.snapshot(spec.vm, &dest).await.unwrap();
     assert!(driver.snapshot(spec.vm, &dest).await.is_err(), "a snapshot is never overwritten");
     driver.resume(spec.vm).await.unwrap();
+    let cold = VmSpec { vm: bed.spec().vm, ..spec.clone() };
+    driver.create(&cold).await.unwrap();
+    driver.connect(cold.vm).await.unwrap();
+    driver.start(cold.vm, &StartFrom::DiskOf(dest.clone())).await.unwrap();
+    pid(&driver, cold.vm).await;
+    driver.destroy(cold.vm).await.unwrap();
     let clones: Vec<VmSpec> =
         (0..3).map(|_| VmSpec { vm: bed.spec().vm, ..spec.clone() }).collect();
     let from = StartFrom::Snapshot(dest);

@@ -300,6 +300,15 @@ pub async fn the_vmm_has_no_privileges(bed: &QemuBed) {
         limits.lines().any(|l| l.starts_with("Max core file size") && l.contains(" 0 ")),
         "{limits}"
     );
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let own = format!("holdfast-{}/{}", bed.qemu().host().state().instance(), spec.vm);
+    let writable = fs::metadata("/sys/fs/cgroup/memory").is_ok_and(|m| !m.permissions().readonly());
+    if writable {
+        assert!(groups.lines().any(|l| l.contains(":memory:") && l.contains(&own)), "{groups}");
+        let limit = format!("/sys/fs/cgroup/memory/{own}/memory.limit_in_bytes");
+        let limit: u64 = fs::read_to_string(limit).unwrap().trim().parse().unwrap();
+        assert!(limit >> 20 > 256 && limit >> 20 < 2048, "{limit}");
+    }
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let session = stat.rsplit_once(") ").unwrap().1.split(' ').nth(3).unwrap().to_owned();
     assert_eq!(session, pid.to_string(), "it is not in a session of its own");

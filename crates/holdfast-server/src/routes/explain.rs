@@ -5,7 +5,7 @@ use axum::{Json as JsonAnswer, extract::State};
 use holdfast_api::{self as api, Problem};
 use holdfast_control::Live;
 use holdfast_core::{
-    SessionState, Timestamp,
+    EndReason, SessionState, Timestamp,
     plan::{Machine, ProcessSeen, Step, plan},
 };
 use holdfast_host::driver::{Observed, Process};
@@ -102,7 +102,7 @@ fn summary(
 ) -> String {
     let session = &live.session;
     if session.state == SessionState::Ended {
-        let why = session.detail.as_deref().or(session.end_reason.map(|r| r.sentence()));
+        let why = session.detail.as_deref().or(session.end_reason.map(EndReason::sentence));
         return format!("It ended. {}", why.unwrap_or_default()).trim_end().to_owned();
     }
     let lease = session.lease_expires_at;
@@ -118,7 +118,9 @@ fn summary(
         Step::Admit => "wait for room on the host",
         Step::BeginPreparing | Step::MakeDisk => "make its disk",
         Step::MakeNetwork => "make its network",
-        Step::BeginBoot | Step::StartVmm => "switch its machine on",
+        Step::Save => "write its checkpoint",
+        Step::PutAway => "free what its machine holds, after its checkpoint was written",
+        Step::BeginStart | Step::StartVmm => "switch its machine on",
         Step::BringUp => "wait for its desktop",
         Step::StartFailed => "start its machine again, or give up",
         Step::Watch => "watch its health and its lease",

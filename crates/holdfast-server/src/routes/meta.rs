@@ -64,14 +64,12 @@ pub(crate) async fn hosts(
 /// What a session can be made for.
 #[utoipa::path(get, path = "/api/providers", tag = "sessions",
     responses((status = 200, body = api::ProviderList), (status = 401, body = Problem)))]
-pub(crate) async fn providers(_: Principal) -> JsonAnswer<api::ProviderList> {
-    JsonAnswer(api::ProviderList {
-        providers: vec![api::Provider {
-            name: "desktop".to_owned(),
-            title: "Plain desktop".to_owned(),
-            description: "A browser and a terminal in a machine of your own.".to_owned(),
-        }],
-    })
+pub(crate) async fn providers(
+    State(state): State<AppState>,
+    _: Principal,
+) -> JsonAnswer<api::ProviderList> {
+    let providers = state.control.providers().iter().map(convert::provider).collect();
+    JsonAnswer(api::ProviderList { providers })
 }
 
 /// Versions in use, and who is asking.
@@ -88,6 +86,7 @@ pub(crate) async fn version(
         store: state.control.store().kind().to_owned(),
         owner: who.name,
         admin: who.admin,
+        features: ["hibernate", "fork", "sign_in"].map(str::to_owned).to_vec(),
     })
 }
 

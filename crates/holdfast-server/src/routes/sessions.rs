@@ -12,7 +12,10 @@ use holdfast_agent_api::ExecRequest;
 use holdfast_api as api;
 use holdfast_api::{Code, CreateSession, Problem};
 use holdfast_control::{CreateRequest, Live, guest_error};
-use holdfast_core::{Actor, EndReason, Screen, SessionSpec, SessionState, VmState};
+use holdfast_core::{
+    Actor, EndReason, Screen, SessionSpec, SessionState, VmState,
+    provider::{self, Provider},
+};
 use holdfast_host::guest::GuestError;
 use holdfast_store::{IdempotencyKey, SessionFilter};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -43,8 +46,10 @@ pub(crate) async fn create(
     Json { value, sha256 }: Json<CreateSession>,
 ) -> ApiResult<Response> {
     let key = idempotency_key(&headers, sha256)?;
-    let spec = check(&state, value)?;
-    let request = CreateRequest { owner: who.owner, spec, key };
+    let (recipient, webhook) = (value.recipient.clone(), value.webhook.clone());
+    let (spec, provider) = check(&state, value)?;
+    let sign_in = super::signin::wanted(&state, &who, &provider, recipient, webhook).await?;
+    let request = CreateRequest { owner: who.owner, spec, sign_in, key };
     let (live, replayed) = state.control.create(request).await?;
     let body = convert::session(&live.session, who.name);
     let location = format!("/api/sessions/{}", live.session.id);
@@ -72,14 +77,15 @@ fn idempotency_key(headers: &HeaderMap, sha256: String) -> ApiResult<Option<Idem
 }
 
 /// Checks what was asked for, and fills in what was not.
-fn check(state: &AppState, asked: CreateSession) -> ApiResult<SessionSpec> {
-    let provider = asked.provider.unwrap_or_else(|| "desktop".to_owned());
-    if provider != "desktop" {
+fn check(state: &AppState, asked: CreateSession) -> ApiResult<(SessionSpec, Provider)> {
+    let provider = asked.provider.as_deref().unwrap_or(provider::DESKTOP);
+    let Some(provider) = state.control.provider(provider).cloned() else {
+        let known: Vec<_> = state.control.providers().iter().map(|p| p.name.as_str()).collect();
         return Err(ApiError::invalid(
             "provider",
-            "There is no such provider; GET /api/providers lists them.",
+            format!("There is no such provider; there are {}.", known.join(", ")),
         ));
-    }
+    };
     let name = asked.name.unwrap_or_default();
     if name.chars().count() > 100 || name.chars().any(char::is_control) {
         return Err(ApiError::invalid("name", "A name has at most 100 printable characters."));
@@ -123,7 +129,17 @@ fn check(state: &AppState, asked: CreateSession) -> ApiResult<SessionSpec> {
         let text = format!("A VM has 1 to {} processors on this host.", vm.max_vcpus);
         return Err(ApiError::invalid("vcpus", text));
     }
-    Ok(SessionSpec { provider, name, screen, start_url, locale, timezone, memory_mib, vcpus })
+    let spec = SessionSpec {
+        provider: provider.name.clone(),
+        name,
+        screen,
+        start_url,
+        locale,
+        timezone,
+        memory_mib,
+        vcpus,
+    };
+    Ok((spec, provider))
 }
 
 fn is_tag(text: &str, most: usize, also: &str) -> bool {
@@ -198,6 +214,16 @@ fn refuse_ended(live: &Live) -> ApiResult<()> {
     Err(ApiError::gone(Some(reason.as_str()), error))
 }
 
+/// Refuses a session that ended or is ending: nothing of it can be used any more.
+pub(super) fn refuse_over(live: &Live) -> ApiResult<()> {
+    refuse_ended(live)?;
+    if live.session.state == SessionState::Ending {
+        let reason = live.session.end_reason.unwrap_or(EndReason::UserRequest);
+        return Err(ApiError::gone(Some(reason.as_str()), reason.sentence()));
+    }
+    Ok(())
+}
+
 /// End a session, whatever it is doing. Repeating it is harmless.
 #[utoipa::path(delete, path = "/api/sessions/{id}", tag = "sessions", params(("id" = String, Path)),
     responses((status = 202, body = api::Session, description = "It is being taken down."), (status = 204, description = "It ended before."),
@@ -240,11 +266,7 @@ pub(crate) async fn vm(
     Id(id): Id,
 ) -> ApiResult<JsonAnswer<api::SessionVm>> {
     let live = state.visible(&who, id).await?;
-    refuse_ended(&live)?;
-    if live.session.state == SessionState::Ending {
-        let reason = live.session.end_reason.unwrap_or(EndReason::UserRequest);
-        return Err(ApiError::gone(Some(reason.as_str()), reason.sentence()));
-    }
+    refuse_over(&live)?;
     if live.vm.state == VmState::Gone {
         let error = live.session.detail.clone().unwrap_or_else(|| "The VM is gone.".to_owned());
         return Err(ApiError::gone(Some("vm_gone"), error));
@@ -323,26 +345,6 @@ fn interrupted(state: SessionState) -> ApiError {
             format!("The session is {state}: its machine went away while the command was running."),
         ),
     }
-}
-
-/// The sign-in link that a session's tool made.
-#[utoipa::path(get, path = "/api/sessions/{id}/oauth-url", tag = "sessions", params(("id" = String, Path)),
-    responses((status = 401, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem, description = "It is not a sign-in session."),
-        (status = 410, body = Problem), (status = 503, body = Problem)))]
-pub(crate) async fn oauth_url(
-    State(state): State<AppState>,
-    who: Principal,
-    Id(id): Id,
-) -> ApiResult<Response> {
-    let live = state.visible(&who, id).await?;
-    refuse_ended(&live)?;
-    Err(ApiError::new(
-        Code::Conflict,
-        format!(
-            "This is a session of the provider {}, which makes no sign-in link.",
-            live.session.spec.provider
-        ),
-    ))
 }
 
 /// The end of the serial console of the session's machine.

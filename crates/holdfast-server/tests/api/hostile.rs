@@ -1,5 +1,7 @@
 //! Input that nobody means well with: the server answers with a problem, or closes, and goes on.
 
+use std::fmt::Write as _;
+
 use holdfast_api::Code;
 
 use crate::{
@@ -89,7 +91,7 @@ async fn broken_requests_close_one_connection_and_nothing_else() {
     let flood = {
         let mut text = "GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n".to_owned();
         for n in 0..5_000 {
-            text.push_str(&format!("X-{n}: y\r\n"));
+            write!(text, "X-{n}: y\r\n").unwrap();
         }
         text + "\r\n"
     };

@@ -54,7 +54,7 @@ pub async fn raw(address: SocketAddr, bytes: &[u8]) -> Option<Answer> {
 
 async fn read(stream: &mut TcpStream) -> Option<Answer> {
     let mut all = Vec::new();
-    let mut buffer = [0; 16 * 1024];
+    let mut buffer = vec![0; 16 * 1024];
     loop {
         if let Some(answer) = complete(&all) {
             return Some(answer);

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::server::{DEADLINE, TestServer, until};
 
+#[derive(Debug)]
 pub struct Viewer {
     socket: WebSocketStream<TcpStream>,
 }
@@ -103,10 +104,9 @@ async fn refusals_are_statuses_for_programs_and_close_codes_for_browsers() {
     ] {
         for stream in ["desktop", "terminal"] {
             let path = format!("/api/sessions/{id}/{stream}");
-            let (got, problem) =
-                Viewer::open(&server, &path, token, false).await.err().expect(what);
+            let (got, problem) = Viewer::open(&server, &path, token, false).await.expect_err(what);
             assert_eq!((got, problem.unwrap().status), (status, status), "{what} {stream}");
-            let mut viewer = Viewer::open(&server, &path, token, true).await.ok().expect(what);
+            let mut viewer = Viewer::open(&server, &path, token, true).await.expect(what);
             assert_eq!(viewer.close_code().await, Some(code), "{what} {stream}");
         }
     }
@@ -146,7 +146,7 @@ async fn a_terminal_is_carried() {
     let server = TestServer::start().await;
     let session = server.create_ready().await;
     let path = format!("/api/sessions/{}/terminal?cols=100&rows=30", session.id);
-    let mut viewer = Viewer::open(&server, &path, &server.token, false).await.ok().unwrap();
+    let mut viewer = Viewer::open(&server, &path, &server.token, false).await.unwrap();
     viewer.socket.send(Message::binary(b"echo marker-42\r".to_vec())).await.unwrap();
     let mut seen = Vec::new();
     while !String::from_utf8_lossy(&seen).contains("marker-42") {

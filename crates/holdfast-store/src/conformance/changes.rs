@@ -30,6 +30,7 @@ pub(super) async fn a_change_writes_both_records_and_counts_generations(
         session: Some(session.clone()),
         vm: Some(vm.clone()),
         events: vec![(session.id, event("session.state"))],
+        ..Change::default()
     };
     let done = first.apply(change).await.expect("applied");
     session.generation = made.session.generation.next();
@@ -49,6 +50,7 @@ pub(super) async fn a_stale_generation_changes_nothing(Pair { first, .. }: Pair)
         session: Some(session),
         vm: Some(made.vm),
         events: vec![(made.session.id, event("never"))],
+        ..Change::default()
     };
     let refused = first.apply(change).await;
     assert!(matches!(refused, Err(StoreError::Stale { what: "vm" })), "{refused:?}");
@@ -74,7 +76,7 @@ pub(super) async fn of_many_writers_one_wins(Pair { first, second }: Pair) {
         session.attempts = n;
         tasks.spawn(async move {
             let events = vec![(session.id, event(&format!("writer.{n}")))];
-            store.apply(Change { session: Some(session), vm: None, events }).await
+            store.apply(Change { session: Some(session), events, ..Change::default() }).await
         });
     }
     let (won, lost): (Vec<_>, Vec<_>) = tasks.join_all().await.into_iter().partition(Result::is_ok);

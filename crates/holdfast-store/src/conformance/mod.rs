@@ -11,6 +11,7 @@ mod creation;
 mod leases;
 mod reading;
 pub mod sample;
+mod signins;
 mod timeline;
 
 use std::{future::Future, pin::Pin, sync::Arc};
@@ -77,6 +78,16 @@ pub const CASES: &[(&str, Case)] = cases! {
         a_session_whose_vm_is_not_gone_is_never_purged,
         purging_takes_keys_and_numbers_are_not_given_again,
         a_good_store_checks_out,
+    }
+    signins::{
+        a_sign_in_is_made_with_its_session,
+        a_sign_in_is_written_under_its_generation,
+        credentials_are_handed_over_once,
+        credentials_that_nobody_fetches_are_destroyed,
+        deliveries_are_due_until_they_are_done,
+        share_links_work_until_revoked_or_expired,
+        an_owner_has_one_key,
+        a_session_gets_another_vm_and_keeps_its_checkpoint,
     }
     accounts::{
         an_owner_has_one_id,

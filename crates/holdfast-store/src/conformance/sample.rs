@@ -44,6 +44,7 @@ pub fn new_session(owner: OwnerId) -> NewSession {
         attempts: 0,
         lease_expires_at: at(60),
         last_heartbeat_at: at(0),
+        checkpoint: None,
         created_at: at(0),
         state_since: at(0),
         ready_at: None,
@@ -64,7 +65,7 @@ pub fn new_session(owner: OwnerId) -> NewSession {
         state_since: at(0),
         generation: Generation::FIRST,
     };
-    NewSession { session, vm, events: vec![event("session.created")], key: None }
+    NewSession { session, vm, sign_in: None, events: vec![event("session.created")], key: None }
 }
 
 /// An event with this kind.
@@ -96,7 +97,7 @@ pub async fn walk(store: &dyn Store, mut session: Session, states: &[SessionStat
         session.state = *state;
         session.ended_at = (*state == SessionState::Ended).then(|| at(100));
         let events = vec![(session.id, event("session.state"))];
-        let change = Change { session: Some(session), vm: None, events };
+        let change = Change { session: Some(session), events, ..Change::default() };
         session = store.apply(change).await.expect("allowed").session.expect("written");
     }
     session

@@ -46,7 +46,7 @@ const MIGRATION_LOCK: i64 = 0x686f_6c64_6661_7374;
 /// others committed before it began.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL row_security = off";
 
-const MIGRATIONS: &[Migration] = migrations!["postgres": 1 => "0001_initial"];
+const MIGRATIONS: &[Migration] = migrations!["postgres": 1 => "0001_initial", 2 => "0002_sign_ins"];
 
 /// Where and how to connect.
 #[derive(Clone)]
@@ -63,7 +63,8 @@ impl Target {
             why: format!("{error}; expected `postgres://user:password@host:5432/database`"),
         })?;
         let pooled = flagged || options.get_port() == POOLER_PORT;
-        let options = options.application_name("holdfast");
+        // PgBouncer refuses a connection that asks for digits of floats; there are no floats.
+        let options = options.application_name("holdfast").extra_float_digits(None);
         let options = if pooled { options.statement_cache_capacity(0) } else { options };
         Ok(Self { options, pooled })
     }

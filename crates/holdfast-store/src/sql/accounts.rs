@@ -72,3 +72,22 @@ pub(super) async fn owner_name<B: Backend>(backend: &B, id: OwnerId) -> Result<O
     let row = backend.read().await?.fetch_optional(sql, args![id]).await?;
     row.as_ref().map(convert::owner_name).transpose()
 }
+
+pub(super) async fn owner_key<B: Backend>(backend: &B, id: OwnerId) -> Result<Option<String>> {
+    let sql = "SELECT recipient FROM holdfast.owners WHERE id = $1";
+    let row = backend.read().await?.fetch_optional(sql, args![id]).await?;
+    Ok(row.as_ref().map(convert::owner_key).transpose()?.flatten())
+}
+
+pub(super) async fn set_owner_key<B: Backend>(
+    backend: &B,
+    id: OwnerId,
+    key: Option<String>,
+) -> Result<()> {
+    let mut tx = backend.write().await?;
+    let sql = "UPDATE holdfast.owners SET recipient = $2 WHERE id = $1";
+    if tx.execute(sql, args![id, key]).await? != 1 {
+        return Err(StoreError::NotFound { what: "owner", id: id.to_string() });
+    }
+    tx.commit().await
+}

@@ -5,11 +5,13 @@ use std::{fmt::Display, str::FromStr};
 
 use holdfast_core::{
     Actor, EndReason, Event, EventBody, Generation, OwnerId, Session, SessionId, SessionState,
-    Timestamp, Vm, VmId, VmState,
+    SignIn, SignInOutcome, SignInStep, Timestamp, Vm, VmId, VmState,
+    provider::Flow,
+    signin::{SealedInfo, Webhook},
 };
 
 use super::Row;
-use crate::{HostRecord, Result, StoreError, TokenRecord};
+use crate::{Delivery, HostRecord, Result, ShareLink, StoreError, TokenRecord};
 
 /// Reads the columns of one kind of record.
 struct Columns<'a, R> {
@@ -61,6 +63,16 @@ impl<R: Row> Columns<'_, R> {
         text.map(|text| text.parse().map_err(|error| self.corrupt(column, error))).transpose()
     }
 
+    fn json<T: serde::de::DeserializeOwned>(&self, column: &str) -> Result<T> {
+        self.required(column, self.optional_json(column)?)
+    }
+
+    fn optional_json<T: serde::de::DeserializeOwned>(&self, column: &str) -> Result<Option<T>> {
+        let text = self.optional_text(column)?;
+        text.map(|text| serde_json::from_str(&text).map_err(|error| self.corrupt(column, error)))
+            .transpose()
+    }
+
     /// A name that core knows.
     fn named<T>(&self, column: &str, from_name: impl Fn(&str) -> Option<T>) -> Result<T> {
         self.required(column, self.optional_named(column, from_name)?)
@@ -82,11 +94,10 @@ impl<R: Row> Columns<'_, R> {
 
 pub(super) fn session(row: &impl Row) -> Result<Session> {
     let c = Columns { row, what: "session" };
-    let spec = c.text("spec")?;
     Ok(Session {
         id: c.parsed("id")?,
         owner: c.parsed("owner_id")?,
-        spec: serde_json::from_str(&spec).map_err(|error| c.corrupt("spec", error))?,
+        spec: c.json("spec")?,
         state: c.named("state", SessionState::from_name)?,
         vm: c.optional_parsed("vm_id")?,
         end_reason: c.optional_named("end_reason", EndReason::from_name)?,
@@ -94,6 +105,7 @@ pub(super) fn session(row: &impl Row) -> Result<Session> {
         attempts: c.number("attempts")?,
         lease_expires_at: c.time("lease_expires_at")?,
         last_heartbeat_at: c.time("last_heartbeat_at")?,
+        checkpoint: c.optional_json("checkpoint")?,
         created_at: c.time("created_at")?,
         state_since: c.time("state_since")?,
         ready_at: c.optional_time("ready_at")?,
@@ -163,6 +175,78 @@ pub(super) fn host(row: &impl Row) -> Result<HostRecord> {
         address: c.optional_parsed("address")?,
         seen_at: c.time("seen_at")?,
     })
+}
+
+pub(super) fn sign_in(row: &impl Row) -> Result<SignIn> {
+    let c = Columns { row, what: "sign-in" };
+    let webhook = match (c.optional_text("webhook_url")?, c.optional_text("webhook_secret")?) {
+        (Some(url), Some(secret)) => Some(Webhook { url, secret }),
+        _ => None,
+    };
+    Ok(SignIn {
+        session: c.parsed("session_id")?,
+        provider: c.text("provider")?,
+        flow: c.named("flow", Flow::from_name)?,
+        run: c.number("run")?,
+        step: c.named("step", SignInStep::from_name)?,
+        step_since: c.time("step_since")?,
+        url: c.optional_text("url")?,
+        user_code: c.optional_text("user_code")?,
+        wants_input: row.flag("sign-in", "wants_input")?,
+        outcome: c.optional_named("outcome", SignInOutcome::from_name)?,
+        why: c.optional_text("why")?,
+        output: c.text("output")?,
+        recipients: c.json("recipients")?,
+        webhook,
+        expires_at: c.optional_time("expires_at")?,
+        generation: Generation(c.number("generation")?),
+    })
+}
+
+pub(super) fn sealed_info(row: &impl Row) -> Result<SealedInfo> {
+    let c = Columns { row, what: "sealed credentials" };
+    Ok(SealedInfo {
+        files: c.json("files")?,
+        sealed_at: c.time("sealed_at")?,
+        expires_at: c.time("expires_at")?,
+        fetched_at: c.optional_time("fetched_at")?,
+    })
+}
+
+pub(super) fn ciphertext(row: &impl Row) -> Result<Option<String>> {
+    Columns { row, what: "sealed credentials" }.optional_text("ciphertext")
+}
+
+pub(super) fn delivery(row: &impl Row) -> Result<Delivery> {
+    let c = Columns { row, what: "delivery" };
+    Ok(Delivery {
+        id: c.parsed("id")?,
+        session: c.parsed("session_id")?,
+        url: c.text("url")?,
+        secret: c.text("secret")?,
+        body: c.text("body")?,
+        attempts: c.number("attempts")?,
+        next_at: c.optional_time("next_at")?,
+        delivered_at: c.optional_time("delivered_at")?,
+        last_error: c.optional_text("last_error")?,
+    })
+}
+
+pub(super) fn share(row: &impl Row) -> Result<ShareLink> {
+    let c = Columns { row, what: "share link" };
+    Ok(ShareLink {
+        id: c.parsed("id")?,
+        session: c.parsed("session_id")?,
+        sha256: c.text("sha256")?,
+        view_only: row.flag("share link", "view_only")?,
+        created_at: c.time("created_at")?,
+        expires_at: c.time("expires_at")?,
+        revoked_at: c.optional_time("revoked_at")?,
+    })
+}
+
+pub(super) fn owner_key(row: &impl Row) -> Result<Option<String>> {
+    Columns { row, what: "owner" }.optional_text("recipient")
 }
 
 pub(super) fn owner_id(row: &impl Row) -> Result<OwnerId> {

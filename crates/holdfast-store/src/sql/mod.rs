@@ -9,6 +9,7 @@
 
 mod accounts;
 mod convert;
+mod deliveries;
 mod events;
 pub(crate) mod failure;
 mod hosts;
@@ -16,7 +17,10 @@ mod leases;
 pub(crate) mod link;
 pub(crate) mod migrate;
 mod retention;
+mod sealed;
 mod sessions;
+mod shares;
+mod signins;
 mod store;
 mod value;
 mod vms;
@@ -30,8 +34,20 @@ pub(crate) use store::SqlStore;
 pub(crate) use value::{Row, Value, args, placeholders};
 
 /// Every table, for `check`.
-pub(crate) const TABLES: &[&str] =
-    &["migrations", "owners", "tokens", "hosts", "sessions", "vms", "events", "idempotency_keys"];
+pub(crate) const TABLES: &[&str] = &[
+    "migrations",
+    "owners",
+    "tokens",
+    "hosts",
+    "sessions",
+    "vms",
+    "events",
+    "idempotency_keys",
+    "sign_ins",
+    "sealed",
+    "deliveries",
+    "shares",
+];
 
 /// What differs between databases.
 #[async_trait]

@@ -4,21 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_core::{Generation, OwnerId, Session, SessionId, VmId};
 
-use super::{Backend, Link, Value, args, convert, events, placeholders, vms};
+use super::{
+    Backend, Link, Value, args, convert, deliveries, events, placeholders, sealed, signins, vms,
+};
 use crate::{Change, Created, IdempotencyKey, NewSession, Result, SessionFilter, StoreError};
 
 const INSERT: &str = "\
     INSERT INTO holdfast.sessions
         (id, owner_id, spec, state, vm_id, end_reason, detail, attempts, lease_expires_at,
-         last_heartbeat_at, created_at, state_since, ready_at, ended_at, generation)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+         last_heartbeat_at, created_at, state_since, ready_at, ended_at, generation, checkpoint)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
     ON CONFLICT DO NOTHING";
 
 /// Lease, owner, request and time of creation are not written.
 const UPDATE: &str = "\
     UPDATE holdfast.sessions
     SET state = $3, vm_id = $4, end_reason = $5, detail = $6, attempts = $7, state_since = $8,
-        ready_at = $9, ended_at = $10, generation = generation + 1
+        ready_at = $9, ended_at = $10, checkpoint = $11, generation = generation + 1
     WHERE id = $1 AND generation = $2";
 
 /// Waits for another transaction that holds the same key, so a race has one winner.
@@ -57,7 +59,7 @@ pub(super) async fn list<B: Backend>(backend: &B, filter: SessionFilter) -> Resu
 }
 
 pub(super) async fn create<B: Backend>(backend: &B, new: NewSession) -> Result<Created> {
-    let NewSession { mut session, vm, events, key } = new;
+    let NewSession { mut session, vm, sign_in, events, key } = new;
     session.vm = Some(vm.id);
     session.generation = Generation::FIRST;
     let mut tx = backend.write().await?;
@@ -70,6 +72,9 @@ pub(super) async fn create<B: Backend>(backend: &B, new: NewSession) -> Result<C
         return Err(StoreError::Stale { what: "session" });
     }
     let vm = vms::tie::<B>(&mut tx, vm, session.id).await?;
+    if let Some(sign_in) = &sign_in {
+        signins::insert(&mut tx, sign_in).await?;
+    }
     let events: Vec<_> = events.into_iter().map(|body| (session.id, body)).collect();
     events::insert(&mut tx, &events).await?;
     tx.commit().await?;
@@ -77,7 +82,7 @@ pub(super) async fn create<B: Backend>(backend: &B, new: NewSession) -> Result<C
 }
 
 pub(super) async fn apply<B: Backend>(backend: &B, change: Change) -> Result<Change> {
-    let Change { session, vm, events } = change;
+    let Change { session, vm, new_vm, sign_in, sealed, delivery, events } = change;
     let mut tx = backend.write().await?;
     let ids = session.iter().map(|s| s.id).chain(events.iter().map(|(id, _)| *id));
     let locked = lock::<B>(&mut tx, ids.collect()).await?;
@@ -96,9 +101,22 @@ pub(super) async fn apply<B: Backend>(backend: &B, change: Change) -> Result<Cha
         }
         None => None,
     };
+    if let Some(vm) = &new_vm {
+        vms::insert(&mut tx, vm).await?;
+    }
+    let sign_in = match sign_in {
+        Some(sign_in) => Some(signins::write::<B>(&mut tx, sign_in).await?),
+        None => None,
+    };
+    if let Some(sealed) = &sealed {
+        sealed::put(&mut tx, sealed).await?;
+    }
+    if let Some(delivery) = &delivery {
+        deliveries::insert(&mut tx, delivery).await?;
+    }
     events::insert(&mut tx, &events).await?;
     tx.commit().await?;
-    Ok(Change { session, vm, events })
+    Ok(Change { session, vm, new_vm, sign_in, sealed, delivery, events })
 }
 
 /// Locks the rows of these sessions, in the order of their ids. All must exist.
@@ -157,6 +175,7 @@ async fn write<L: Link>(tx: &mut L, stored: Session, session: Session) -> Result
                 session.state_since,
                 session.ready_at,
                 session.ended_at,
+                checkpoint_json(&session)?,
             ],
         )
         .await?;
@@ -220,5 +239,11 @@ fn insert_args(session: &Session) -> Result<Vec<Value>> {
         session.ready_at,
         session.ended_at,
         session.generation.0,
+        checkpoint_json(session)?,
     ])
+}
+
+fn checkpoint_json(session: &Session) -> Result<Option<String>> {
+    let text = session.checkpoint.as_ref().map(serde_json::to_string).transpose();
+    text.map_err(|error| StoreError::Corrupt { what: "session", why: error.to_string() })
 }

@@ -1,13 +1,18 @@
 //! The Store trait over any [`Backend`].
 
 use async_trait::async_trait;
-use holdfast_core::{Event, EventBody, OwnerId, Session, SessionId, Timestamp, Vm, VmId};
+use holdfast_core::{
+    Event, EventBody, OwnerId, Session, SessionId, SignIn, Timestamp, Vm, VmId, signin::SealedInfo,
+};
 use uuid::Uuid;
 
-use super::{Backend, accounts, events, hosts, leases, retention, sessions, vms};
+use super::{
+    Backend, accounts, deliveries, events, hosts, leases, retention, sealed, sessions, shares,
+    signins, vms,
+};
 use crate::{
-    Change, Created, HostRecord, LeaseTouch, NewSession, NewToken, Result, SessionFilter, Store,
-    StoreCheck, TokenRecord,
+    Change, Created, Delivery, HostRecord, LeaseTouch, NewSession, NewToken, Result, SessionFilter,
+    ShareLink, Store, StoreCheck, Taken, TokenRecord,
 };
 
 /// A store in an SQL database.
@@ -62,6 +67,58 @@ impl<B: Backend> Store for SqlStore<B> {
 
     async fn purge_ended(&self, before: Timestamp) -> Result<u64> {
         retention::purge_ended(&self.backend, before).await
+    }
+
+    async fn sign_in(&self, session: SessionId) -> Result<Option<SignIn>> {
+        signins::get(&self.backend, session).await
+    }
+
+    async fn open_sign_ins(&self) -> Result<Vec<SignIn>> {
+        signins::open(&self.backend).await
+    }
+
+    async fn sealed_info(&self, session: SessionId) -> Result<Option<SealedInfo>> {
+        sealed::info(&self.backend, session).await
+    }
+
+    async fn take_sealed(&self, session: SessionId, now: Timestamp) -> Result<Taken> {
+        sealed::take(&self.backend, session, now).await
+    }
+
+    async fn destroy_expired_sealed(&self, now: Timestamp) -> Result<u64> {
+        sealed::destroy_expired(&self.backend, now).await
+    }
+
+    async fn due_deliveries(&self, now: Timestamp, limit: u32) -> Result<Vec<Delivery>> {
+        deliveries::due(&self.backend, now, limit).await
+    }
+
+    async fn update_delivery(&self, delivery: Delivery) -> Result<()> {
+        deliveries::update(&self.backend, delivery).await
+    }
+
+    async fn create_share(&self, link: ShareLink) -> Result<()> {
+        shares::create(&self.backend, link).await
+    }
+
+    async fn share_by_hash(&self, sha256: &str, now: Timestamp) -> Result<Option<ShareLink>> {
+        shares::by_hash(&self.backend, sha256, now).await
+    }
+
+    async fn shares(&self, session: SessionId, now: Timestamp) -> Result<Vec<ShareLink>> {
+        shares::list(&self.backend, session, now).await
+    }
+
+    async fn revoke_share(&self, session: SessionId, id: Uuid, at: Timestamp) -> Result<bool> {
+        shares::revoke(&self.backend, session, id, at).await
+    }
+
+    async fn owner_key(&self, owner: OwnerId) -> Result<Option<String>> {
+        accounts::owner_key(&self.backend, owner).await
+    }
+
+    async fn set_owner_key(&self, owner: OwnerId, key: Option<String>) -> Result<()> {
+        accounts::set_owner_key(&self.backend, owner, key).await
     }
 
     async fn create_token(&self, token: NewToken) -> Result<TokenRecord> {

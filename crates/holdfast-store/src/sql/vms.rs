@@ -46,10 +46,16 @@ pub(super) async fn tie<B: Backend>(
         Some(stored) => write(tx, &stored, vm).await,
         None if vm.generation != Generation::FIRST => Err(not_found(vm.id)),
         None => {
-            let written = tx.execute(INSERT, insert_args(&vm)).await?;
-            if written == 1 { Ok(vm) } else { Err(StoreError::Stale { what: "vm" }) }
+            insert(tx, &vm).await?;
+            Ok(vm)
         }
     }
+}
+
+/// Makes a row.
+pub(super) async fn insert<L: Link>(tx: &mut L, vm: &Vm) -> Result<()> {
+    let written = tx.execute(INSERT, insert_args(vm)).await?;
+    if written == 1 { Ok(()) } else { Err(StoreError::Stale { what: "vm" }) }
 }
 
 /// Writes a VM that was read under a lock if it still has the generation that `vm` carries.

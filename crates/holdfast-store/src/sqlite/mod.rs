@@ -10,7 +10,7 @@ use std::{path::Path, str::FromStr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{
-    Sqlite, SqlitePool,
+    ConnectOptions as _, Connection as _, Sqlite, SqlitePool,
     sqlite::{
         SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
     },
@@ -21,7 +21,7 @@ pub(crate) use check::check_url;
 use crate::{
     Result, Store, StoreCheck, StoreError,
     sql::{
-        Backend, Link, SqlStore, SqlxLink, args,
+        Backend, Link, SqlStore, SqlxLink, args, failure,
         link::{answered, sqlx_link},
         migrate::{self, Migration, migrations},
     },
@@ -36,7 +36,7 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(8);
 /// Connections that read at the same time.
 const READERS: u32 = 4;
 
-const MIGRATIONS: &[Migration] = migrations!["sqlite": 1 => "0001_initial"];
+const MIGRATIONS: &[Migration] = migrations!["sqlite": 1 => "0001_initial", 2 => "0002_sign_ins"];
 
 struct SqliteBackend {
     options: SqliteConnectOptions,
@@ -46,10 +46,16 @@ struct SqliteBackend {
 
 /// Opens the file, makes it when there is none, and brings its schema up to date.
 pub(crate) async fn open(url: &str) -> Result<Arc<dyn Store>> {
+    let backend = connect(url).await?;
+    migrate::run(backend.write().await?, MIGRATIONS).await?;
+    Ok(Arc::new(SqlStore::new(backend)))
+}
+
+async fn connect(url: &str) -> Result<SqliteBackend> {
     let options = parse(url)?;
     let in_memory = is_in_memory(url);
     if !in_memory {
-        create_file(options.get_filename())?;
+        create_file(&options).await?;
     }
     let durable =
         options.clone().journal_mode(SqliteJournalMode::Wal).synchronous(SqliteSynchronous::Full);
@@ -64,9 +70,7 @@ pub(crate) async fn open(url: &str) -> Result<Arc<dyn Store>> {
     };
     let writer = pool(1);
     let readers = if in_memory { writer.clone() } else { pool(READERS) };
-    let backend = SqliteBackend { options, writer, readers };
-    migrate::run(backend.write().await?, MIGRATIONS).await?;
-    Ok(Arc::new(SqlStore::new(backend)))
+    Ok(SqliteBackend { options, writer, readers })
 }
 
 fn parse(url: &str) -> Result<SqliteConnectOptions> {
@@ -86,27 +90,44 @@ fn is_in_memory(url: &str) -> bool {
 
 /// Makes the file, and directories above it, readable by their owner only. SQLite gives its log and
 /// its index the mode of the file. An existing file is left as it is.
-fn create_file(path: &Path) -> Result<()> {
+///
+/// The file gets its name only once it has a write-ahead log: of two servers that made one at the
+/// same time, SQLite would refuse one without waiting.
+async fn create_file(options: &SqliteConnectOptions) -> Result<()> {
     use std::{
-        fs::{DirBuilder, File, OpenOptions},
+        fs::{DirBuilder, File, OpenOptions, hard_link, remove_file},
+        io::ErrorKind,
         os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     };
+    let path = options.get_filename();
     if path.exists() {
         return Ok(());
     }
+    let failed = |error: std::io::Error| StoreError::Config {
+        why: format!("{} cannot be made: {error}; make it writable for this user", path.display()),
+    };
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let create = || {
-        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        // The name of a new file is durable only when its directory is.
-        File::open(directory)?.sync_all()
-    };
-    create().map_err(|error| StoreError::Config {
-        why: format!("{} cannot be made: {error}; make it writable for this user", path.display()),
-    })
+    DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let draft = directory.join(format!(".{name}.{}.new", uuid::Uuid::now_v7()));
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft).map_err(failed)?;
+    let wal = options.clone().filename(&draft).journal_mode(SqliteJournalMode::Wal);
+    let written = async { wal.connect().await?.close().await }.await;
+    let named = written.map_err(failure::classify).and_then(|()| {
+        match hard_link(&draft, path) {
+            // Another server was faster; its file is as good.
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            other => other.map_err(failed),
+        }
+    });
+    let removed = remove_file(&draft).map_err(failed);
+    named?;
+    removed?;
+    // The name of a new file is durable only when its directory is.
+    File::open(directory).and_then(|dir| dir.sync_all()).map_err(failed)
 }
 
 #[async_trait]
@@ -144,3 +165,25 @@ fn without_schema(sql: &str) -> String {
 }
 
 sqlx_link!(Sqlite, SqliteRow, without_schema);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What durability and integrity rest on; a power cut cannot be tested here.
+    #[tokio::test]
+    async fn connections_are_durable_and_check_keys() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let url = format!("sqlite:{}/test.db", dir.path().display());
+        let backend = connect(&url).await.expect("opened");
+        for (pragma, expected) in
+            [("journal_mode", "wal"), ("synchronous", "2"), ("foreign_keys", "1")]
+        {
+            let mut link = backend.write().await.expect("begun");
+            let sql = format!("SELECT CAST({pragma} AS TEXT) AS v FROM pragma_{pragma}");
+            let row = link.fetch_optional(&sql, args![]).await.expect("read").expect("a row");
+            let value = crate::sql::Row::text(&row, "pragma", "v").expect("text");
+            assert_eq!(value.as_deref(), Some(expected), "{pragma}");
+        }
+    }
+}

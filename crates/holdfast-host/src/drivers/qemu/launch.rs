@@ -52,6 +52,10 @@ impl QemuDriver {
         let started = match from {
             StartFrom::Boot => self.boot(&dir, &spec).await,
             StartFrom::Snapshot(path) => self.restore(&dir, &spec, path).await,
+            StartFrom::DiskOf(path) => match self.take_disk(&dir, &spec, path).await {
+                Ok(()) => self.boot(&dir, &spec).await,
+                Err(error) => Err(error),
+            },
         };
         let started = match started {
             // A VMM that ends breaks its connection; its own words say more.

@@ -79,15 +79,7 @@ impl QemuDriver {
     pub(super) async fn restore(&self, dir: &VmDir, spec: &VmSpec, path: &Path) -> Result<()> {
         let verified = self.verified(spec, path).await?;
         let (from, to) = (Arc::clone(&verified), dir.file(UPPER));
-        blocking(move || {
-            let io =
-                |source| DriverError::io(format!("copying the disk to {}", to.display()), source);
-            let temporary = to.with_extension("img.new");
-            let copy = File::create(&temporary).map_err(io)?;
-            files::copy_sparse(&from.snapshot.file(UPPER)?, &copy).map_err(io)?;
-            fs::rename(&temporary, &to).map_err(io)
-        })
-        .await?;
+        blocking(move || copy_disk(&from.snapshot.file(UPPER)?, &to)).await?;
         let memory = match &verified.memory {
             Some(template) => {
                 let file = template.try_clone();
@@ -103,6 +95,17 @@ impl QemuDriver {
         migrated(&mut qmp, "reading the snapshot").await?;
         qmp.run("cont", json!({})).await?;
         Ok(())
+    }
+
+    /// Gives a VM that does not run the disk of a snapshot.
+    pub(super) async fn take_disk(&self, dir: &VmDir, spec: &VmSpec, path: &Path) -> Result<()> {
+        let (snapshot, to) = (Snapshot::open_disk(path, spec)?, dir.file(UPPER));
+        blocking(move || {
+            let disk = snapshot.file(UPPER)?;
+            snapshot.verify(UPPER, &disk, |_, _| Ok(()))?;
+            copy_disk(&disk, &to)
+        })
+        .await
     }
 
     async fn fits(&self, spec: &VmSpec) -> Result<Fits> {
@@ -245,4 +248,13 @@ async fn blocking<T: Send + 'static>(
             message: panicked.to_string(),
         })
     })
+}
+
+/// Replaces a disk; it has its name only once it is whole.
+fn copy_disk(from: &File, to: &Path) -> Result<()> {
+    let io = |source| DriverError::io(format!("copying the disk to {}", to.display()), source);
+    let temporary = to.with_extension("img.new");
+    let copy = File::create(&temporary).map_err(io)?;
+    files::copy_sparse(from, &copy).map_err(io)?;
+    fs::rename(&temporary, to).map_err(io)
 }

@@ -214,6 +214,10 @@ impl Machine {
             }
             let (memory, boot) = match from {
                 StartFrom::Boot => (Memory { boot_id: boot_id(), claim: None }, boot_time),
+                StartFrom::DiskOf(path) => {
+                    read_saved(path, &it.record.spec)?;
+                    (Memory { boot_id: boot_id(), claim: None }, boot_time)
+                }
                 StartFrom::Snapshot(path) => (read_saved(path, &it.record.spec)?, Duration::ZERO),
             };
             let pid = highest.unwrap_or(FIRST_PID) + 1;
@@ -249,7 +253,10 @@ impl Machine {
             Ok(Saved { image, memory_mib, memory: it.record.memory.clone() })
         })?;
         let io = |source| DriverError::io(format!("writing {}", dest.display()), source);
-        fs::create_dir(dest).map_err(io)?;
+        if dest.exists() {
+            return Err(refused("snapshot", "something of that name exists already"));
+        }
+        fs::create_dir_all(dest).map_err(io)?;
         files::write_json(&dest.join("manifest.json"), &saved).map_err(io)
     }
 

@@ -1,0 +1,335 @@
+//! The pool: VMs restored from the warm image, made unique and brought to rest before anybody asks.
+//!
+//! Each has a row without a session. A claim ties it to its session in the transaction that makes
+//! the session, so two sessions can never get the same VM. Owns VMs from their row until that tie;
+//! must never touch one that has a session.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use holdfast_agent_api::{ClaimRequest, Health, ScreenSize};
+use holdfast_core::{
+    Generation, OwnerId, Screen, SessionId, SessionSpec, Timestamp, Vm, VmId, VmState,
+};
+use holdfast_host::{
+    driver::{Process, StartFrom, VmSpec},
+    guest::AgentClient,
+};
+use holdfast_store::Change;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use crate::{
+    ControlError,
+    control::{Inner, random_hex},
+    records::chain,
+};
+
+/// Time between looks at the pool when nobody wakes it.
+const INTERVAL: Duration = Duration::from_secs(5);
+/// Deadline from the row of a VM until it is ready to be claimed.
+const MAKE_DEADLINE: Duration = Duration::from_mins(3);
+/// Pause after a VM could not be made, doubled up to 5 minutes.
+const PAUSE: Duration = Duration::from_secs(10);
+/// Requests within this time count as demand.
+const DEMAND_WINDOW: Duration = Duration::from_mins(5);
+/// Time between looks at a guest that is being made.
+const LOOK: Duration = Duration::from_millis(250);
+
+#[derive(Default)]
+struct State {
+    ready: VecDeque<Vm>,
+    asked: VecDeque<Timestamp>,
+}
+
+/// VMs that wait for a session.
+#[derive(Default)]
+pub(crate) struct Pool {
+    state: Mutex<State>,
+    pub wake: Notify,
+}
+
+impl Pool {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A VM for such a session, if there is one; it belongs to the caller from now on.
+    pub(crate) fn take(&self, inner: &Inner, spec: &SessionSpec, image: &str) -> Option<Vm> {
+        let now = inner.clock.now();
+        let mut state = self.lock();
+        state.asked.push_back(now);
+        let fits = spec.memory_mib == inner.config.pool_memory_mib
+            && spec.vcpus == inner.config.pool_vcpus;
+        let index = state.ready.iter().position(|vm| fits && vm.image == image)?;
+        let vm = state.ready.remove(index);
+        drop(state);
+        self.wake.notify_one();
+        if let Some(vm) = &vm {
+            inner.admission.release(ticket_of(vm.id));
+        }
+        vm
+    }
+
+    /// Takes back a VM that was not tied to a session after all.
+    pub(crate) fn put_back(&self, inner: &Inner, vm: Vm) {
+        hold(inner, &vm);
+        self.lock().ready.push_back(vm);
+    }
+
+    /// How many wait.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().ready.len()
+    }
+
+    /// As many as were asked for lately, within the configured bounds.
+    fn target(&self, inner: &Inner) -> usize {
+        let since = inner.clock.now() - DEMAND_WINDOW;
+        let mut state = self.lock();
+        while state.asked.front().is_some_and(|at| *at < since) {
+            state.asked.pop_front();
+        }
+        let (least, most) = (inner.config.pool_min, inner.config.pool_max);
+        state.asked.len().clamp(least, most.max(least))
+    }
+}
+
+/// Pool VMs take part in admission under an id of their own.
+fn ticket_of(vm: VmId) -> SessionId {
+    SessionId::from_uuid(vm.as_uuid())
+}
+
+fn hold(inner: &Inner, vm: &Vm) {
+    let owner = OwnerId::from_uuid(Uuid::nil());
+    inner.admission.hold(ticket_of(vm.id), owner, inner.config.pool_memory_mib, vm.created_at);
+}
+
+pub(crate) async fn run(inner: Arc<Inner>) {
+    if inner.config.pool_max == 0 && inner.config.pool_min == 0 {
+        return;
+    }
+    let mut pause = PAUSE;
+    // VMs of before are adopted or removed first; the store may have to come back for that.
+    while let Err(error) = adopt(&inner).await {
+        tracing::warn!(error = chain(&error), "the pool could not be taken over yet");
+        tokio::select! {
+            () = inner.stop.cancelled() => return,
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+    loop {
+        let wait = match round(&inner).await {
+            Ok(true) => {
+                pause = PAUSE;
+                continue;
+            }
+            Ok(false) => {
+                pause = PAUSE;
+                INTERVAL
+            }
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "a VM for the pool could not be made");
+                pause = (pause * 2).min(Duration::from_mins(5));
+                pause
+            }
+        };
+        metrics::gauge!("holdfast_pool_ready").set(inner.pool.len() as f64);
+        tokio::select! {
+            () = inner.stop.cancelled() => return,
+            () = inner.pool.wake.notified() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// One step towards the target; answers whether another may follow at once.
+async fn round(inner: &Arc<Inner>) -> Result<bool, ControlError> {
+    if let Some(dead) = find_dead(inner).await {
+        tracing::warn!(vm = %dead.id, "a VM of the pool ended; it is replaced");
+        retire(inner, dead).await?;
+        return Ok(true);
+    }
+    let target = inner.pool.target(inner);
+    let current = inner.images.current().ok().map(|image| image.digest);
+    let stale = {
+        let mut state = inner.pool.lock();
+        let crowded = state.ready.len() > target || inner.admission.somebody_waits();
+        let index =
+            state.ready.iter().position(|vm| crowded || Some(&vm.image) != current.as_ref());
+        index.and_then(|index| state.ready.remove(index))
+    };
+    if let Some(vm) = stale {
+        retire(inner, vm).await?;
+        return Ok(true);
+    }
+    let has_room = inner.admission.room_beside(inner.config.pool_memory_mib);
+    if inner.pool.len() >= target || !has_room || inner.admission.somebody_waits() {
+        return Ok(false);
+    }
+    make(inner).await
+}
+
+async fn find_dead(inner: &Inner) -> Option<Vm> {
+    let ready: Vec<Vm> = inner.pool.lock().ready.iter().cloned().collect();
+    for vm in ready {
+        let gone = match inner.driver.inspect(vm.id).await {
+            Ok(observed) => {
+                matches!(observed.process, Process::Exited { .. } | Process::NotStarted)
+            }
+            // Unknown is not dead.
+            Err(_) => false,
+        };
+        if gone {
+            let mut state = inner.pool.lock();
+            let index = state.ready.iter().position(|other| other.id == vm.id);
+            return index.and_then(|index| state.ready.remove(index));
+        }
+    }
+    None
+}
+
+/// VMs of the pool that an earlier server left: whole ones are kept, others removed.
+async fn adopt(inner: &Inner) -> Result<(), ControlError> {
+    let rows = inner.store.live_vms().await?;
+    for vm in rows.into_iter().filter(|vm| vm.session.is_none() && vm.host == inner.host) {
+        let runs = matches!(
+            inner.driver.inspect(vm.id).await.map(|observed| observed.process),
+            Ok(Process::Running { .. })
+        );
+        if runs && vm.state == VmState::Running {
+            inner.pool.put_back(inner, vm);
+        } else {
+            retire(inner, vm).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn retire(inner: &Inner, vm: Vm) -> Result<(), ControlError> {
+    inner.admission.release(ticket_of(vm.id));
+    let id = vm.id;
+    let vm =
+        if vm.state == VmState::Stopping { vm } else { step(inner, vm, VmState::Stopping).await? };
+    inner.driver.destroy(id).await?;
+    step(inner, vm, VmState::Gone).await?;
+    inner.room.send_modify(|n| *n += 1);
+    Ok(())
+}
+
+async fn step(inner: &Inner, mut vm: Vm, to: VmState) -> Result<Vm, ControlError> {
+    vm.state = to;
+    vm.state_since = inner.clock.now();
+    let change = Change { vm: Some(vm.clone()), ..Change::default() };
+    Ok(inner.store.apply(change).await?.vm.unwrap_or(vm))
+}
+
+async fn make(inner: &Arc<Inner>) -> Result<bool, ControlError> {
+    let image = inner.images.current().map_err(ControlError::NoImage)?;
+    let (memory_mib, vcpus) = (inner.config.pool_memory_mib, inner.config.pool_vcpus);
+    let Some(warm) = inner.images.warm(&image.digest, memory_mib, vcpus) else { return Ok(false) };
+    let now = inner.clock.now();
+    let vm = Vm {
+        id: VmId::from_uuid(Uuid::now_v7()),
+        session: None,
+        host: inner.host,
+        state: VmState::Planned,
+        driver: inner.driver.name().to_owned(),
+        image: image.digest.clone(),
+        address: None,
+        incarnation: 1,
+        secret: Some(random_hex::<32>()?),
+        created_at: now,
+        state_since: now,
+        generation: Generation::FIRST,
+    };
+    hold(inner, &vm);
+    let written = inner.store.apply(Change { new_vm: Some(vm.clone()), ..Change::default() }).await;
+    let vm = match written {
+        Ok(change) => change.new_vm.unwrap_or(vm),
+        Err(error) => {
+            inner.admission.release(ticket_of(vm.id));
+            return Err(error.into());
+        }
+    };
+    let spec = VmSpec {
+        vm: vm.id,
+        image,
+        memory_mib,
+        vcpus,
+        disk_mib: inner.config.disk_mib,
+        egress: inner.config.egress.clone(),
+        screen: Screen::DEFAULT,
+    };
+    let mut latest = vm;
+    let made = tokio::select! {
+        made = tokio::time::timeout(MAKE_DEADLINE, bring_up(inner, &mut latest, &spec, warm)) => {
+            made.unwrap_or_else(|_| Err(ControlError::Guest("it was not ready in time".into())))
+        }
+        // The next server finds the row and removes what is half made.
+        () = inner.stop.cancelled() => return Ok(false),
+    };
+    match made {
+        Ok(()) => {
+            tracing::info!(vm = %latest.id, "a VM waits in the pool");
+            inner.pool.lock().ready.push_back(latest);
+            Ok(true)
+        }
+        Err(error) => {
+            retire(inner, latest).await?;
+            Err(error)
+        }
+    }
+}
+
+async fn bring_up(
+    inner: &Inner,
+    vm: &mut Vm,
+    spec: &VmSpec,
+    warm: std::path::PathBuf,
+) -> Result<(), ControlError> {
+    *vm = step(inner, vm.clone(), VmState::Preparing).await?;
+    inner.driver.create(spec).await?;
+    vm.address = Some(inner.driver.connect(vm.id).await?);
+    *vm = step(inner, vm.clone(), VmState::Restoring).await?;
+    inner.driver.start(vm.id, &StartFrom::Snapshot(warm)).await?;
+    let secret = vm.secret.clone().unwrap_or_default();
+    let agent = AgentClient::new(Arc::clone(&inner.driver), vm.id, secret.clone());
+    wait_for(&agent, |_| true).await;
+    let id = vm.id.to_string();
+    let claim = ClaimRequest {
+        hostname: format!("hf-{}", &id[id.len() - 12..]),
+        vm_id: id,
+        session_id: None,
+        secret,
+        time: Timestamp::now(),
+        entropy: random_hex::<64>()?,
+        dns: inner.config.dns.clone(),
+        locale: "en-US".to_owned(),
+        timezone: "Etc/UTC".to_owned(),
+        screen: ScreenSize { width: Screen::DEFAULT.width, height: Screen::DEFAULT.height },
+        start_url: None,
+        cloned: true,
+    };
+    agent
+        .claim(&claim, Duration::from_secs(30))
+        .await
+        .map_err(|error| ControlError::Guest(chain(&error)))?;
+    wait_for(&agent, |health| health.desktop_ready && health.browser_ready).await;
+    *vm = step(inner, vm.clone(), VmState::Running).await?;
+    Ok(())
+}
+
+/// Looks until the guest is as wanted; the caller has the deadline.
+async fn wait_for(agent: &AgentClient, wanted: impl Fn(&Health) -> bool) {
+    loop {
+        if let Ok(health) = agent.health(Duration::from_secs(3)).await
+            && wanted(&health)
+        {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

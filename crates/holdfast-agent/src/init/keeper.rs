@@ -71,7 +71,8 @@ struct Kept {
 #[derive(Debug)]
 struct Running {
     pid: Pid,
-    line: File,
+    /// `None` once the child closed it.
+    line: Option<File>,
     started: Instant,
     last_beat: Option<Instant>,
 }
@@ -131,16 +132,15 @@ impl Keeper {
                 kept.ended(status);
             }
         }
-        for kept in &self.children {
+        for kept in &mut self.children {
             kept.kill_if_hung(self.hang, self.first_beat);
         }
         power_off
     }
 
     fn wait_for_news(&self) {
-        let lines = self.children.iter().filter_map(|kept| kept.running.as_ref());
-        let mut lines: Vec<_> =
-            lines.map(|running| PollFd::new(&running.line, PollFlags::IN)).collect();
+        let lines = self.children.iter().filter_map(|kept| kept.running.as_ref()?.line.as_ref());
+        let mut lines: Vec<_> = lines.map(|line| PollFd::new(line, PollFlags::IN)).collect();
         let second = Timespec { tv_sec: 1, tv_nsec: 0 };
         let _ = poll(&mut lines, Some(&second));
     }
@@ -166,8 +166,8 @@ impl Kept {
                 if let (Some(pid), Some(line)) = (pid, line) {
                     // A line that blocks would stop the keeper of all.
                     let _ = rustix::io::ioctl_fionbio(&line, true);
-                    self.running =
-                        Some(Running { pid, line, started: Instant::now(), last_beat: None });
+                    let (line, started) = (Some(line), Instant::now());
+                    self.running = Some(Running { pid, line, started, last_beat: None });
                 }
             }
             Err(error) => {
@@ -180,13 +180,18 @@ impl Kept {
 
     fn read_line(&mut self) -> bool {
         let Some(running) = &mut self.running else { return false };
+        let Some(line) = &mut running.line else { return false };
         let mut bytes = [0; 64];
-        match running.line.read(&mut bytes) {
-            Ok(count) if count > 0 => {
+        match line.read(&mut bytes) {
+            Ok(0) => {
+                running.line = None;
+                false
+            }
+            Ok(count) => {
                 running.last_beat = Some(Instant::now());
                 bytes[..count].contains(&POWER_OFF)
             }
-            _ => false,
+            Err(_) => false,
         }
     }
 
@@ -209,8 +214,8 @@ impl Kept {
         self.delay = (self.delay * 2).clamp(Duration::from_millis(250), LONGEST_DELAY);
     }
 
-    fn kill_if_hung(&self, hang: Duration, first_beat: Duration) {
-        let Some(running) = &self.running else { return };
+    fn kill_if_hung(&mut self, hang: Duration, first_beat: Duration) {
+        let Some(running) = &mut self.running else { return };
         let (since, limit) = match running.last_beat {
             Some(beat) => (beat, hang),
             None => (running.started, first_beat),
@@ -218,6 +223,8 @@ impl Kept {
         if since.elapsed() > limit {
             say(&format!("{} was silent for {} s; killing it", self.part.name, limit.as_secs()));
             let _ = kill_process(running.pid, Signal::KILL);
+            // It is dead in a moment; what cannot be killed is tried again later.
+            running.last_beat = Some(Instant::now());
         }
     }
 }

@@ -35,6 +35,14 @@ pub struct Service {
     /// Its name.
     pub name: &'static str,
     orders: mpsc::Sender<(Order, oneshot::Sender<()>)>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Service {
+    /// Leaves the process to the next supervisor, as the end of this program would.
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Service {
@@ -47,8 +55,7 @@ impl Service {
         let (orders, receiver) = mpsc::channel(8);
         let name = spec.name;
         let task = Task { guest, spec, board, orders: receiver, runs, delay: Duration::ZERO };
-        tokio::spawn(task.run());
-        Self { name, orders }
+        Self { name, orders, task: tokio::spawn(task.run()) }
     }
 
     /// Gives an order and waits until it was carried out.

@@ -125,8 +125,9 @@ async fn a_flood_neither_fills_the_memory_nor_locks_the_keys() {
     let mut viewer = Viewer::attach(&rig, "flood").await;
     viewer.until("it is ready", |v| v.messages.contains(&FromAgent::Ready)).await;
     assert!(viewer.seen.len() <= (256 << 10) + 4096, "{}", viewer.seen.len());
-    let text = std::str::from_utf8(&viewer.seen).expect("no character is cut");
-    assert!(!text.starts_with(['[', 'm']), "no sequence is cut: {:?}", &text[..20]);
+    // Only the start is the agent's: an interrupt makes the kernel drop output in mid-character.
+    let start = String::from_utf8_lossy(&viewer.seen[..64]).into_owned();
+    assert!(!start.starts_with(['[', 'm', '\u{fffd}']), "something is cut: {start:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

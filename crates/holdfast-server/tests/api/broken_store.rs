@@ -7,11 +7,13 @@ use std::sync::{
 
 use async_trait::async_trait;
 use holdfast_api::Code;
-use holdfast_core::{Event, EventBody, OwnerId, Session, SessionId, Timestamp, Vm, VmId};
+use holdfast_core::{
+    Event, EventBody, OwnerId, Session, SessionId, SignIn, Timestamp, Vm, VmId, signin::SealedInfo,
+};
 use holdfast_server::Replaced;
 use holdfast_store::{
-    Change, Created, HostRecord, LeaseTouch, NewSession, NewToken, Result, SessionFilter, Store,
-    StoreCheck, StoreError, TokenRecord,
+    Change, Created, Delivery, HostRecord, LeaseTouch, NewSession, NewToken, Result, SessionFilter,
+    ShareLink, Store, StoreCheck, StoreError, Taken, TokenRecord,
 };
 use uuid::Uuid;
 
@@ -74,6 +76,45 @@ impl Store for Breakable {
     }
     async fn purge_ended(&self, before: Timestamp) -> Result<u64> {
         self.here()?.purge_ended(before).await
+    }
+    async fn sign_in(&self, session: SessionId) -> Result<Option<SignIn>> {
+        self.here()?.sign_in(session).await
+    }
+    async fn open_sign_ins(&self) -> Result<Vec<SignIn>> {
+        self.here()?.open_sign_ins().await
+    }
+    async fn sealed_info(&self, session: SessionId) -> Result<Option<SealedInfo>> {
+        self.here()?.sealed_info(session).await
+    }
+    async fn take_sealed(&self, session: SessionId, now: Timestamp) -> Result<Taken> {
+        self.here()?.take_sealed(session, now).await
+    }
+    async fn destroy_expired_sealed(&self, now: Timestamp) -> Result<u64> {
+        self.here()?.destroy_expired_sealed(now).await
+    }
+    async fn due_deliveries(&self, now: Timestamp, limit: u32) -> Result<Vec<Delivery>> {
+        self.here()?.due_deliveries(now, limit).await
+    }
+    async fn update_delivery(&self, delivery: Delivery) -> Result<()> {
+        self.here()?.update_delivery(delivery).await
+    }
+    async fn create_share(&self, link: ShareLink) -> Result<()> {
+        self.here()?.create_share(link).await
+    }
+    async fn share_by_hash(&self, sha256: &str, now: Timestamp) -> Result<Option<ShareLink>> {
+        self.here()?.share_by_hash(sha256, now).await
+    }
+    async fn shares(&self, session: SessionId, now: Timestamp) -> Result<Vec<ShareLink>> {
+        self.here()?.shares(session, now).await
+    }
+    async fn revoke_share(&self, session: SessionId, id: Uuid, at: Timestamp) -> Result<bool> {
+        self.here()?.revoke_share(session, id, at).await
+    }
+    async fn owner_key(&self, owner: OwnerId) -> Result<Option<String>> {
+        self.here()?.owner_key(owner).await
+    }
+    async fn set_owner_key(&self, owner: OwnerId, key: Option<String>) -> Result<()> {
+        self.here()?.set_owner_key(owner, key).await
     }
     async fn create_token(&self, token: NewToken) -> Result<TokenRecord> {
         self.here()?.create_token(token).await

@@ -77,6 +77,8 @@ describe('the keyboard alone', { timeout: 2 * START_MS }, () => {
   it('moves between views with the arrow keys', async () => {
     await page.locator('[role="tab"][aria-selected="true"]').focus();
     await page.keyboard.press('ArrowRight');
+    await page.locator('.terminal[data-ready="true"]').waitFor();
+    assert.equal(await focused('#tab-terminal'), true, 'the terminal does not take the focus');
     await page.keyboard.press('ArrowRight');
     assert.equal(await focused('#tab-timeline'), true);
     await page.getByRole('region', { name: 'Timeline' }).waitFor();

@@ -4,7 +4,6 @@ import { learnTime } from './clock.svelte';
 import { ApiError, networkProblem, problemOf } from './problem';
 import type {
   CreateSession,
-  Credentials,
   Explanation,
   Heartbeat,
   Provider,
@@ -125,8 +124,11 @@ export const api = {
   signInRetry: (id: string) => request('POST', at(id, '/sign-in/retry')),
   /** Opens the link in the browser of the session's machine. */
   signInOpen: (id: string) => request('POST', at(id, '/sign-in/open')),
-  /** Answers once. */
-  credentials: (id: string) => json<Credentials>('GET', at(id, '/credentials')),
+  /** The credentials as an age file; answers once. */
+  credentials: async (id: string) => (await request('POST', at(id, '/credentials'))).blob(),
+  /** The age public key that credentials are sealed to when a session names none. */
+  ownerKey: async () =>
+    (await json<{ recipient: string | null }>('GET', '/api/owner/key')).recipient,
 };
 
 /** Addresses of streams. */

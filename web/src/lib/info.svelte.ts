@@ -21,6 +21,10 @@ export const info = {
   title(provider: string): string {
     return providers.find((p) => p.name === provider)?.title ?? provider;
   },
+  /** Reads what could not be read before: the server may have been away. */
+  async complete(): Promise<void> {
+    if (version === null || providers.length === 0) await this.load();
+  },
   /** Reads both; a failure is left to what is on the page, which reads on its own and reports it. */
   async load(): Promise<void> {
     const [v, p] = await Promise.allSettled([api.version(), api.providers()]);

@@ -37,6 +37,12 @@ describe('a new session', () => {
     });
   });
 
+  it('names a key for credentials only where there will be any', () => {
+    const values = { ...initialValues(HERE), recipient: ' age1xyz ' };
+    expect(requestFrom(values, WINDOW, true).recipient).toBe('age1xyz');
+    expect(requestFrom(values, WINDOW)).not.toHaveProperty('recipient');
+  });
+
   it('takes addresses as people write them', () => {
     expect(withScheme('example.org')).toBe('https://example.org');
     expect(withScheme('localhost:3000/x')).toBe('https://localhost:3000/x');

@@ -14,6 +14,8 @@ export interface FormValues {
   vcpus: number | null;
   locale: string;
   timezone: string;
+  /** Age public key; of use where the provider hands credentials over. */
+  recipient: string;
 }
 
 export const SCREENS: readonly Screen[] = [
@@ -40,6 +42,7 @@ export function initialValues(
     vcpus: like.vcpus ?? null,
     locale: like.locale ?? here.locale,
     timezone: like.timezone ?? here.timezone,
+    recipient: like.recipient ?? '',
   };
 }
 
@@ -48,7 +51,11 @@ export function sizeName(screen: Screen): string {
 }
 
 /** The request that a form makes. What was left empty is left to the server. */
-export function requestFrom(values: FormValues, windowSize: Screen): CreateSession {
+export function requestFrom(
+  values: FormValues,
+  windowSize: Screen,
+  wantsRecipient = false,
+): CreateSession {
   const request: CreateSession = { provider: values.provider };
   const name = values.name.trim();
   if (name) request.name = name;
@@ -59,6 +66,7 @@ export function requestFrom(values: FormValues, windowSize: Screen): CreateSessi
   if (values.vcpus !== null) request.vcpus = values.vcpus;
   if (values.locale.trim()) request.locale = values.locale.trim();
   if (values.timezone.trim()) request.timezone = values.timezone.trim();
+  if (wantsRecipient && values.recipient.trim()) request.recipient = values.recipient.trim();
   return request;
 }
 

@@ -12,13 +12,15 @@ export const SIGN_IN_STEPS: readonly (readonly [step: SignInStep, title: string]
 
 export type SignInStatus = 'done' | 'active' | 'pending' | 'failed';
 
-/** When each step was first seen, in ms; kept by whoever asks repeatedly. */
+/** When each step that was seen began, in ms; kept by whoever asks repeatedly. */
 export type Seen = Readonly<Partial<Record<SignInStep, number>>>;
 
 /** Notes that a step was reached. A new run begins anew. */
-export function noteStep(seen: Seen, before: SignIn | null, now: SignIn, at: number): Seen {
+export function noteStep(seen: Seen, before: SignIn | null, now: SignIn): Seen {
   const begun: Seen = before !== null && before.run !== now.run ? {} : seen;
-  return begun[now.step] === undefined ? { ...begun, [now.step]: at } : begun;
+  return begun[now.step] === undefined
+    ? { ...begun, [now.step]: Date.parse(now.stepSince) }
+    : begun;
 }
 
 export interface SignInRow {
@@ -80,4 +82,9 @@ export function signInHeadline(signIn: SignIn): string {
     case 'done':
       return 'Signed in';
   }
+}
+
+/** A file mode as people write it. */
+export function octal(mode: number): string {
+  return (mode & 0o7777).toString(8).padStart(4, '0');
 }

@@ -20,6 +20,8 @@ export class TerminalLink {
   exit: number | null = $state(null);
   /** The scrollback is complete. */
   ready = $state(false);
+  /** It was chosen with the mouse, so its user wants to type. */
+  wantsFocus = $state(false);
   heardAt = 0;
 
   readonly #id: string;

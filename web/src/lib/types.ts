@@ -33,6 +33,8 @@ export interface CreateSession {
   timezone?: string;
   memoryMib?: number;
   vcpus?: number;
+  /** For a sign-in: the age public key that its credentials are sealed to. */
+  recipient?: string;
 }
 
 export interface Session {
@@ -96,6 +98,12 @@ export interface Provider {
   name: string;
   title: string;
   description: string;
+  /** An SVG document for its tile. */
+  icon?: string;
+  /** For a tool to sign in. */
+  flow?: SignInFlow;
+  /** For a tool to sign in: it hands credentials over, so a session needs a recipient. */
+  credentials?: boolean;
 }
 
 export type Actor = 'user' | 'reconciler' | 'guest' | 'host';
@@ -125,7 +133,7 @@ export interface Explanation {
 }
 
 /** Abilities that a server may have; listed in `Version.features`. */
-export type Feature = 'hibernate' | 'resume' | 'fork' | 'share' | 'sign-in';
+export type Feature = 'hibernate' | 'fork' | 'share' | 'sign_in';
 
 export interface Version {
   version: string;
@@ -142,19 +150,22 @@ export type SignInStep = 'machine' | 'tool' | 'link' | 'sign_in' | 'credentials'
 export type SignInOutcome = 'succeeded' | 'refused' | 'expired' | 'failed';
 
 export interface CredentialFile {
+  /** Relative to the home directory. */
   path: string;
   /** Bytes. */
   size: number;
-  /** Permissions as an octal number, such as `0600`. */
-  mode: string;
+  /** File mode, as a number. */
+  mode: number;
 }
 
 /** Answer to `GET /api/sessions/{id}/sign-in`. */
 export interface SignIn {
-  /** Counts the attempts at signing in. */
+  /** Counts the runs of the tool; 0 before the first. */
   run: number;
   flow: SignInFlow;
   step: SignInStep;
+  /** When the step began. */
+  stepSince: string;
   url?: string;
   userCode?: string;
   wantsInput: boolean;
@@ -162,13 +173,10 @@ export interface SignIn {
   why?: string;
   /** The last lines that the tool printed. */
   output?: string;
+  /** Until when the person is waited for. */
   expiresAt?: string;
+  /** The sealed credentials, once there are any; `fetched` also when their time was over. */
   credentials?: { files: CredentialFile[]; fetched: boolean; expiresAt: string };
-}
-
-/** Answer to `GET /api/sessions/{id}/credentials`, which answers once. */
-export interface Credentials {
-  files: (CredentialFile & { content?: string })[];
 }
 
 /** Answer to `POST /api/sessions/{id}/share`. */

@@ -27,6 +27,9 @@ pub(crate) const TEST: &[Package] = &[
     ("vncsnapshot", "a second viewer in tests"),
 ];
 
+/// What measuring takes besides.
+pub(crate) const BENCH: &[Package] = &[("websockify", "what the gateway is compared with")];
+
 /// Installs what is missing.
 pub(crate) fn ensure(sets: &[&[Package]]) -> Result<()> {
     let wanted: Vec<Package> = sets.iter().flat_map(|set| set.iter().copied()).collect();

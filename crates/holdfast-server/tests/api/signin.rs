@@ -61,7 +61,12 @@ pub async fn sign_in(client: &Client, provider: &str, recipient: &Identity) -> S
     client.create_session(&body, &Uuid::new_v4().to_string()).await.unwrap()
 }
 
-pub async fn until_step(client: &Client, id: Uuid, what: &str, is: impl Fn(&SignIn) -> bool) -> SignIn {
+pub async fn until_step(
+    client: &Client,
+    id: Uuid,
+    what: &str,
+    is: impl Fn(&SignIn) -> bool,
+) -> SignIn {
     let mut last = None;
     until(what, async || {
         last = Some(client.sign_in(id).await.unwrap());
@@ -164,7 +169,10 @@ async fn from_the_link_to_the_hand_over() {
     // Nothing of them is kept, neither in clear nor sealed.
     let (config, dir) = bench.server.stop().await;
     assert_eq!(holders(dir.path(), b"c0ffee5ec2e7"), Vec::<String>::new());
-    assert_eq!(holders(&config.state_dir, &ciphertext[ciphertext.len() - 32..]), Vec::<String>::new());
+    assert_eq!(
+        holders(&config.state_dir, &ciphertext[ciphertext.len() - 32..]),
+        Vec::<String>::new()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,7 +198,10 @@ async fn an_end_that_is_no_success_is_said_with_the_output() {
         let answer = bench.server.get(&format!("/api/sessions/{}/oauth-url", session.id)).await;
         let problem = answer.problem();
         assert_eq!((answer.status, problem.code), (424, Code::ToolFailed));
-        assert!(problem.error.contains(word) && problem.error.ends_with("last words"), "{problem:?}");
+        assert!(
+            problem.error.contains(word) && problem.error.ends_with("last words"),
+            "{problem:?}"
+        );
         let none = client.credentials(session.id).await.unwrap_err();
         assert_eq!(none.code(), Some(Code::Conflict));
         // The machine stays for another try.
@@ -275,10 +286,8 @@ async fn two_sign_ins_at_once_are_never_mixed() {
     let bench = Bench::start().await;
     let client = &bench.server.client;
     let keys = [Identity::generate(), Identity::generate()];
-    let sessions = [
-        sign_in(client, "codex", &keys[0]).await,
-        sign_in(client, "codex", &keys[1]).await,
-    ];
+    let sessions =
+        [sign_in(client, "codex", &keys[0]).await, sign_in(client, "codex", &keys[1]).await];
     let mut tools = Vec::new();
     for session in &sessions {
         tools.push(bench.tool(client, session.id, 1).await);

@@ -28,7 +28,10 @@ pub fn place(home: &Path, path: &str) -> anyhow::Result<PathBuf> {
     let home = home.canonicalize().with_context(|| format!("{} is not there", home.display()))?;
     let relative = Path::new(path);
     let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
-    ensure!(plain && relative.file_name().is_some(), "`{path}` does not stay in the home directory");
+    ensure!(
+        plain && relative.file_name().is_some(),
+        "`{path}` does not stay in the home directory"
+    );
     let mut dir = home.clone();
     for part in relative.parent().into_iter().flat_map(Path::components) {
         dir.push(part);
@@ -54,18 +57,17 @@ pub fn write(target: &Path, mode: u32, content: &[u8], force: bool) -> anyhow::R
     let dir = target.parent().context("a file has a directory")?;
     let failed = || format!("{} cannot be written", target.display());
     // Made with mode 0600, so nobody reads it before its mode is set.
-    let mut new = tempfile::Builder::new()
-        .prefix(".holdfast-")
-        .tempfile_in(dir)
-        .with_context(failed)?;
+    let mut new =
+        tempfile::Builder::new().prefix(".holdfast-").tempfile_in(dir).with_context(failed)?;
     new.write_all(content).with_context(failed)?;
     new.as_file().set_permissions(Permissions::from_mode(mode)).with_context(failed)?;
     new.as_file().sync_all().with_context(failed)?;
     let mut backup = None;
     if !force && target.symlink_metadata().is_ok() {
         let free = unused(target)?;
-        fs::rename(target, &free)
-            .with_context(|| format!("{} cannot be kept as {}", target.display(), free.display()))?;
+        fs::rename(target, &free).with_context(|| {
+            format!("{} cannot be kept as {}", target.display(), free.display())
+        })?;
         backup = Some(free);
     }
     new.persist(target).map_err(|error| error.error).with_context(failed)?;

@@ -143,8 +143,11 @@ async fn follow(client: &Client, session: &Session) -> anyhow::Result<SignIn> {
                 view.steps.finish();
                 let why = now.why.unwrap_or_else(|| "The tool gave no reason.".to_owned());
                 let output = now.output.trim();
-                let said =
-                    if output.is_empty() { String::new() } else { format!("\nIt printed:\n{output}") };
+                let said = if output.is_empty() {
+                    String::new()
+                } else {
+                    format!("\nIt printed:\n{output}")
+                };
                 bail!("the sign-in {outcome}: {why}{said}");
             }
             None => {}

@@ -229,7 +229,9 @@ impl Machine {
                 return Err(refused("start", "it has no network yet"));
             }
             let (memory, boot) = match from {
-                StartFrom::Boot => (Memory { boot_id: boot_id(), claim: None, tool: None }, boot_time),
+                StartFrom::Boot => {
+                    (Memory { boot_id: boot_id(), claim: None, tool: None }, boot_time)
+                }
                 StartFrom::DiskOf(path) => {
                     read_saved(path, &it.record.spec)?;
                     (Memory { boot_id: boot_id(), claim: None, tool: None }, boot_time)

@@ -21,11 +21,11 @@ use async_trait::async_trait;
 use holdfast_agent_api::{AGENT_PORT, VNC_PORT};
 use holdfast_core::VmId;
 
+use self::machine::Machine;
 pub use self::{
     faults::{Fault, Faults, Step},
     tool::{SimTool, secret},
 };
-use self::machine::Machine;
 use crate::driver::{
     Driver, DriverError, GuestStream, Observed, Probe, Process, Result, StartFrom, Stop, Usage,
     VmSpec,

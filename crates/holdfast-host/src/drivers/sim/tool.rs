@@ -240,7 +240,11 @@ impl SimTool {
             let content = secret(&credential.path, request.run);
             let (path, mode) = (credential.path.clone(), credential.mode);
             listed.push(CollectedFile { path: path.clone(), size: content.len() as u64, mode });
-            files.push(BundleFile { path, mode, content: super::guest::base64(content.as_bytes()) });
+            files.push(BundleFile {
+                path,
+                mode,
+                content: super::guest::base64(content.as_bytes()),
+            });
         }
         let failed = |error: &dyn std::fmt::Display| (500, error.to_string());
         let clear = serde_json::to_vec(&Bundle { files }).map_err(|e| failed(&e))?;

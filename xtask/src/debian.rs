@@ -24,8 +24,11 @@ pub(crate) const TEST: &[Package] = &[
     ("chromium", "browser tests"),
     ("postgresql-15", "tests of the store"),
     ("procps", "tests of processes"),
-    ("vncsnapshot", "a second viewer in tests"),
+    ("gvncviewer", "a second viewer in tests"),
 ];
+
+/// What measuring takes besides.
+pub(crate) const BENCH: &[Package] = &[("websockify", "what the gateway is compared with")];
 
 /// Installs what is missing.
 pub(crate) fn ensure(sets: &[&[Package]]) -> Result<()> {

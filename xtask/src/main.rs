@@ -4,6 +4,7 @@
 //! Cargo, Node, npm and Python. It must never leave anything in the source tree but ignored files:
 //! tools and images go to the cache directory, logs and stamps to `target/xtask`.
 
+mod bench;
 mod build;
 mod cache;
 mod debian;
@@ -36,6 +37,8 @@ enum Task {
     Test(test::Args),
     /// Check formatting, lints, dependencies and the dashboard's sources.
     Lint,
+    /// Measure a release build with real VMs, and its gateway.
+    Bench,
 }
 
 fn main() -> ExitCode {
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::Up(args) => up::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Lint => lint::run_alone(),
+        Task::Bench => bench::run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

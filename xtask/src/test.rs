@@ -91,7 +91,8 @@ fn nextest(
     if let Some(filter) = filter {
         command.arg(filter);
     }
-    command.env("HOLDFAST_CACHE_DIR", cache::cache_dir()?);
+    // What a failure says is a chain of sentences; where an error value was made adds nothing.
+    command.env("HOLDFAST_CACHE_DIR", cache::cache_dir()?).env("RUST_LIB_BACKTRACE", "0");
     if let Some(holdfast) = holdfast {
         command.env("HOLDFAST_TEST_BINARY", holdfast);
     }

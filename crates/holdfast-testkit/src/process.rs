@@ -141,18 +141,19 @@ impl ServerProcess {
     /// Waits until it can do its work.
     pub async fn ready(&mut self) -> Result<()> {
         let token_file = self.state_dir().join("admin-token");
-        let waited = async {
-            wait::until("the server made its token", READY, async || {
-                if let Some(child) = &mut self.child
-                    && let Some(status) = child.try_wait()?
-                {
-                    bail!("the server ended with {status}");
-                }
-                Ok(token_file.exists().then_some(()))
-            })
-            .await?;
-            self.api()?.server_ready(READY).await
-        };
+        let waited = wait::until("the server is ready", READY, async || {
+            if let Some(child) = &mut self.child
+                && let Some(status) = child.try_wait()?
+            {
+                bail!("the server ended with {status}");
+            }
+            if !token_file.exists() {
+                return Ok(None);
+            }
+            // Before it listens, nothing answers.
+            let answer = self.api()?.get("/readyz").await;
+            Ok(answer.ok().filter(|answer| answer.status == 200).map(drop))
+        });
         waited.await.map_err(|error| error.context(self.log()))
     }
 

@@ -149,6 +149,9 @@ pub struct ServeArgs {
     pub config: ConfigArgs,
     #[command(flatten)]
     pub log: LogArgs,
+    /// Print the dashboard's address with its access token also when standard output is no terminal.
+    #[arg(long)]
+    pub show_token: bool,
     /// Print the configuration that would be used, as holdfast.toml, and end.
     #[arg(long)]
     pub print_config: bool,

@@ -15,3 +15,4 @@ mod server;
 mod signin;
 mod start;
 mod streams;
+mod webhooks;

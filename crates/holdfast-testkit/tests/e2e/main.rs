@@ -10,4 +10,5 @@ mod fixture;
 mod isolation;
 mod repair;
 mod session;
+mod signin;
 mod viewers;

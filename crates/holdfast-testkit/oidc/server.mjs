@@ -1,5 +1,6 @@
 // An OpenID provider whose pages a browser in a guest can reach. It prints its port, then one line
-// for every request: method, path without query, status.
+// for every request: method, path without query, status; and `code CODE` when a page shows one.
+// Each kind of page has a colour of its own, by which a viewer of the desktop knows it.
 import { createServer } from 'node:http';
 import Provider from 'oidc-provider';
 
@@ -28,13 +29,29 @@ const provider = new Provider(issuer, {
   ttl: { AccessToken: 600, DeviceCode: 600, AuthorizationCode: 60, Interaction: 600, Session: 600, Grant: 600 },
 });
 
+const COLOURS = [
+  ['name="login"', '#2a9d8f'],
+  ['value="consent"', '#e9a03b'],
+  ['deviceConfirmForm', '#5b5bd6'],
+  ['name="user_code"', '#b23a8e'],
+  ['id="code"', '#3a7d44'],
+];
+
 provider.use(async (ctx, next) => {
   await next();
+  const colour = COLOURS.find(([mark]) => typeof ctx.body === 'string' && ctx.body.includes(mark));
+  if (colour) {
+    ctx.body = ctx.body
+      // A font of elsewhere would hold the page back where there is no elsewhere.
+      .replace(/@import url\([^)]*\);/, '')
+      .replace('</title>', `</title><style>html, body { background: ${colour[1]} !important }</style>`);
+  }
   console.log(`${ctx.method} ${ctx.path} ${ctx.status}`);
 });
 // Where the flow with a pasted code ends: a page that shows it.
 provider.use(async (ctx, next) => {
   if (ctx.path !== '/paste') return next();
+  console.log(`code ${ctx.query.code}`);
   ctx.type = 'html';
   ctx.body = `<title>Code</title><p id="code">${encodeURIComponent(ctx.query.code ?? '')}</p>`;
 });

@@ -332,6 +332,7 @@ async fn codes_go_both_ways() {
     }
     client.sign_in_code(session.id, " code#state ").await.unwrap();
     assert_eq!(tool.typed(), ["code#state"]);
+    assert!(!client.sign_in(session.id).await.unwrap().wants_input, "it is asked for once");
     tool.end(Outcome::Succeeded);
     until_done(client, session.id).await;
     let late = client.sign_in_code(session.id, "x").await.unwrap_err();

@@ -57,8 +57,9 @@ async fn receive(listener: &TcpListener, status: u16) -> Got {
                 let got = Got { head: head.to_owned(), body: body.to_owned() };
                 let length: usize = got.header("content-length").parse().unwrap();
                 if body.len() >= length {
-                    let answer =
-                        format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                    let answer = format!(
+                        "HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                    );
                     stream.write_all(answer.as_bytes()).await.unwrap();
                     return got;
                 }

@@ -24,7 +24,13 @@ use uuid::Uuid;
 use crate::fixture::{self, BOOT, Desktop, SOON};
 
 /// How long a page may take in a machine without hardware virtualisation.
-const PAGE: Duration = Duration::from_mins(3);
+const PAGE: Duration = Duration::from_mins(5);
+// Colours of the provider's pages, see server.mjs.
+const LOGIN: u32 = 0x002a_9d8f;
+const CONSENT: u32 = 0x00e9_a03b;
+const CONFIRM: u32 = 0x005b_5bd6;
+const USER_CODE: u32 = 0x00b2_3a8e;
+const CODE: u32 = 0x003a_7d44;
 
 /// The provider's process; it ends with its standard input.
 struct Provider {
@@ -168,38 +174,21 @@ impl Bench {
         }
     }
 
-    /// What an expression is in the page in front, as text.
-    async fn evaluate(&self, id: Uuid, expression: &str) -> Result<String> {
-        let script = "const pages = (await (await fetch('http://127.0.0.1:9222/json/list')).json()).filter((p) => p.type === 'page');\
-             const socket = new WebSocket(pages[0].webSocketDebuggerUrl);\
-             socket.onopen = () => socket.send(JSON.stringify({ id: 1, method: 'Runtime.evaluate', params: { expression: process.argv[1], returnByValue: true } }));\
-             socket.onmessage = (m) => { console.log(String(JSON.parse(m.data).result?.result?.value)); process.exit(0); };";
-        let ran =
-            self.api.exec(id, &["node", "--input-type=module", "-e", script, expression]).await?;
-        Ok(ran.stdout.trim().to_owned())
-    }
-
-    async fn until_page(&self, id: Uuid, condition: &str) -> Result<()> {
-        let mut last = String::new();
-        let waited = wait::until(condition, PAGE, async || {
-            let script = format!(
-                "String({condition}) + ' ' + location.href + ' ' + document.body?.innerText.slice(0, 200)"
-            );
-            last = self.evaluate(id, &script).await?;
-            Ok(last.starts_with("true").then_some(()))
+    /// Waits until the desktop shows a page of this colour.
+    async fn sees(&self, desktop: &mut Desktop, page: &str, colour: u32) -> Result<()> {
+        let waited = wait::until(page, PAGE, async || {
+            Ok((desktop.frame().await?.share(colour) > 0.2).then_some(()))
         });
         let waited = waited.await;
-        waited.with_context(|| format!("the page is: {last}"))
+        waited.with_context(|| format!("the provider was asked:\n  {}", self.provider.log()))
     }
 
-    /// The person's part: name, password and consent, typed in the live desktop.
-    async fn consent(&self, id: Uuid, desktop: &mut Desktop) -> Result<()> {
-        let focused = "document.hasFocus() && document.activeElement?.name === 'login'";
-        self.until_page(id, focused).await?;
+    /// The person's part: name, password and consent, typed in the live desktop. The pages put the
+    /// focus where it is needed.
+    async fn consent(&self, desktop: &mut Desktop) -> Result<()> {
+        self.sees(desktop, "the page that asks who it is", LOGIN).await?;
         desktop.type_text("ada\tlovelace\n").await?;
-        let asks = "document.hasFocus() && document.activeElement?.type === 'submit' \
-             && !!document.querySelector('[value=consent]')";
-        self.until_page(id, asks).await?;
+        self.sees(desktop, "the page that asks for consent", CONSENT).await?;
         desktop.type_text("\n").await
     }
 
@@ -273,7 +262,7 @@ async fn through_a_loopback_callback() -> Result<()> {
     let path = format!("/api/sessions/{}/oauth-url", session.id);
     let answer: OauthUrl = bench.api.get(&path).await?.json(200)?;
     ensure!(answer.url == url && url.starts_with(&bench.provider.issuer()), "{url}");
-    bench.consent(session.id, &mut desktop).await?;
+    bench.consent(&mut desktop).await?;
     bench.finish(&session, &key).await
 }
 
@@ -283,9 +272,11 @@ async fn with_a_pasted_code() -> Result<()> {
     let bench = Bench::start().await?;
     let key = Identity::generate();
     let (session, _, mut desktop) = bench.begin("paste", &key).await?;
-    bench.consent(session.id, &mut desktop).await?;
-    bench.until_page(session.id, "!!document.querySelector('#code')?.textContent").await?;
-    let code = bench.evaluate(session.id, "document.querySelector('#code').textContent").await?;
+    bench.consent(&mut desktop).await?;
+    bench.sees(&mut desktop, "the page with the code", CODE).await?;
+    // What the person reads there.
+    let log = bench.provider.log();
+    let code = log.lines().find_map(|line| line.trim().strip_prefix("code ")).context("no code")?;
     let body = serde_json::json!({ "text": code });
     let path = format!("/api/sessions/{}/sign-in/code", session.id);
     let handed = bench.api.post(&path, &body).await?;
@@ -300,12 +291,10 @@ async fn with_a_device_code() -> Result<()> {
     let key = Identity::generate();
     let (session, sign_in, mut desktop) = bench.begin("device", &key).await?;
     let code = sign_in.user_code.context("a code")?;
-    let field = "document.hasFocus() && document.activeElement?.name === 'user_code'";
-    bench.until_page(session.id, field).await?;
+    bench.sees(&mut desktop, "the page that asks for the code", USER_CODE).await?;
     desktop.type_text(&format!("{code}\n")).await?;
-    let confirms = "document.hasFocus() && document.activeElement?.type === 'submit'";
-    bench.until_page(session.id, confirms).await?;
+    bench.sees(&mut desktop, "the page that repeats the code", CONFIRM).await?;
     desktop.type_text("\n").await?;
-    bench.consent(session.id, &mut desktop).await?;
+    bench.consent(&mut desktop).await?;
     bench.finish(&session, &key).await
 }

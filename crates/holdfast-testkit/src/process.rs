@@ -212,7 +212,8 @@ impl ServerProcess {
         )
     }
 
-    fn log_file(&self) -> PathBuf {
+    /// The file that it writes its log to.
+    pub fn log_file(&self) -> PathBuf {
         self.dir.path().join("server.log")
     }
 

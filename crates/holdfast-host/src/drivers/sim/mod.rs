@@ -179,7 +179,12 @@ impl Driver for SimDriver {
             VNC_PORT => tokio::spawn(async move {
                 tokio::select! {
                     // How a viewer leaves is its own affair.
-                    _ = rfb::serve(far, width, height) => {}
+                    _ = async {
+                        // A guest that does not answer has no desktop that does.
+                        let mut answers = running.guest.answers.subscribe();
+                        let _ = answers.wait_for(|answers| *answers).await;
+                        rfb::serve(far, width, height).await
+                    } => {}
                     _ = exit.wait_for(Option::is_some) => {}
                 }
             }),

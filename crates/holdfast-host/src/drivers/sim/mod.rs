@@ -26,6 +26,7 @@ use crate::driver::{
     Driver, DriverError, GuestStream, Observed, Probe, Process, Result, StartFrom, Stop, Usage,
     VmSpec,
 };
+use crate::snapshot::Fits;
 
 /// Space of a simulated connection in each direction.
 const PIPE: usize = 64 * 1024;
@@ -115,6 +116,10 @@ impl Driver for SimDriver {
 
     async fn snapshot(&self, vm: VmId, dest: &Path) -> Result<()> {
         self.step(Step::Snapshot, Some(vm), |machine| machine.snapshot(vm, dest)).await
+    }
+
+    async fn fits(&self, spec: &VmSpec) -> Result<Option<Fits>> {
+        Ok(Some(Fits::new("simulated".to_owned(), spec)))
     }
 
     async fn stop(&self, vm: VmId, _how: Stop) -> Result<()> {

@@ -17,7 +17,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use holdfast_agent_api::{AGENT_PORT, VNC_PORT};
+use holdfast_agent_api::{AGENT_PORT, ClaimRequest, VNC_PORT};
 use holdfast_core::VmId;
 
 pub use self::faults::{Fault, Faults, Step};
@@ -66,6 +66,11 @@ impl SimDriver {
     /// Lets the guest of a VM stop answering, or answer again. `false` when it does not run.
     pub fn silence(&self, vm: VmId, silent: bool) -> bool {
         self.machine.silence(vm, silent)
+    }
+
+    /// The identity that the guest of a VM was given last.
+    pub fn claim(&self, vm: VmId) -> Option<ClaimRequest> {
+        self.machine.claim(vm)
     }
 
     async fn step<T>(

@@ -2,7 +2,7 @@
 //!
 //! It must never be asked for more than that: pages and their content are the person's.
 
-use std::{io, net::Ipv4Addr, time::Duration};
+use std::{fs, io, net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use futures::{SinkExt, StreamExt};
 use hyper::Method;
@@ -10,7 +10,10 @@ use serde::Deserialize;
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::{guest::Guest, wire, x11};
+use crate::{
+    guest::{Guest, write_atomically},
+    wire, x11,
+};
 
 /// Longest wait for one answer of Chromium.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -45,6 +48,57 @@ async fn pages(guest: &Guest) -> io::Result<Vec<Target>> {
     let body = request(guest, Method::GET, "/json/list").await?;
     let targets: Vec<Target> = serde_json::from_slice(&body).map_err(io::Error::other)?;
     Ok(targets.into_iter().filter(|target| target.kind == "page").collect())
+}
+
+/// Links of the tabs that are open, without empty ones.
+///
+/// # Errors
+/// Chromium does not answer.
+pub async fn tabs(guest: &Guest) -> io::Result<Vec<String>> {
+    let urls = pages(guest).await?.into_iter().map(|page| page.url);
+    Ok(urls.filter(|url| !is_empty(url) && !url.starts_with("devtools:")).collect())
+}
+
+fn tabs_file(guest: &Guest) -> PathBuf {
+    guest.run.join("tabs.json")
+}
+
+/// Tabs that the next browser shall have; while they are kept, it restores its last session.
+pub fn keep_tabs(guest: &Guest, tabs: &[String]) -> io::Result<()> {
+    write_atomically(&tabs_file(guest), &serde_json::to_vec(tabs)?, 0o600)
+}
+
+/// What [`keep_tabs`] kept.
+pub fn kept_tabs(guest: &Guest) -> io::Result<Option<Vec<String>>> {
+    match fs::read(tabs_file(guest)) {
+        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Forgets what [`keep_tabs`] kept.
+pub fn drop_tabs(guest: &Guest) -> io::Result<()> {
+    fs::remove_file(tabs_file(guest))
+}
+
+/// Removes the ids by which Chromium knows its installation; it makes new ones. It must not run.
+pub fn forget_ids(guest: &Guest) -> io::Result<()> {
+    const IDS: &[(&str, &[&str])] = &[
+        ("Local State", &["user_experience_metrics", "uninstall_metrics", "variations"]),
+        ("Default/Preferences", &["gcm", "invalidation", "instance_id", "media"]),
+    ];
+    for (file, keys) in IDS {
+        let path = guest.profile().join(file);
+        // A file that is not there or is broken holds no id that would be used.
+        let Ok(bytes) = fs::read(&path) else { continue };
+        let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(&bytes) else { continue };
+        let Some(fields) = value.as_object_mut() else { continue };
+        fields.retain(|name, _| !keys.iter().any(|key| name.starts_with(key)));
+        // Written in place: owner and mode stay the user's.
+        fs::write(&path, serde_json::to_vec(&value)?)?;
+    }
+    Ok(())
 }
 
 /// Whether a page has finished loading.

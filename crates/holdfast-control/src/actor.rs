@@ -14,7 +14,7 @@ use holdfast_core::{
     Actor, EndReason, SessionState, VmState,
     plan::{Machine, ProcessSeen, Step, plan},
 };
-use holdfast_host::driver::StartFrom;
+use holdfast_host::driver::{DriverError, StartFrom};
 use holdfast_store::StoreError;
 
 use crate::{
@@ -248,6 +248,7 @@ async fn start_vmm(inner: &Inner, entry: &Entry, live: &Live) -> Result<Next, Co
     fail::fail_point!("step.start");
     let (driver, vm) = (Arc::clone(&inner.driver), live.vm.id);
     let from = checkpoint::source(inner, live);
+    let warm = checkpoint::cloned_from(inner, live);
     let text = match &from {
         StartFrom::Boot => "The virtual machine was switched on.",
         StartFrom::Snapshot(_) if live.session.checkpoint.is_some() => {
@@ -268,6 +269,10 @@ async fn start_vmm(inner: &Inner, entry: &Entry, live: &Live) -> Result<Next, Co
             Ok(Next::Again)
         }
         Err(error) => {
+            if let Some(warm) = warm {
+                let damaged = matches!(error, DriverError::Snapshot { .. });
+                inner.images.warm_failed(&warm, damaged, &chain(&error));
+            }
             bringup::start_failed(inner, entry, live, &chain(&error), error.is_permanent()).await
         }
     }

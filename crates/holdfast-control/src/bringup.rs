@@ -52,9 +52,15 @@ pub(crate) async fn bring_up(
 ) -> Result<Next, ControlError> {
     // A VM of the pool runs for longer than its session is there.
     let began = live.vm.state_since.max(live.session.state_since);
-    let left =
-        Duration::try_from((began + inner.config.boot_deadline).duration_since(inner.clock.now()))
-            .unwrap_or(Duration::ZERO);
+    let warm = checkpoint::cloned_from(inner, live);
+    // Instead of a clone a VM can boot, which loses nothing: a clone is not waited for as long.
+    let deadline = if warm.is_some() {
+        inner.config.restore_deadline.min(inner.config.boot_deadline)
+    } else {
+        inner.config.boot_deadline
+    };
+    let left = Duration::try_from((began + deadline).duration_since(inner.clock.now()))
+        .unwrap_or(Duration::ZERO);
     let work = async {
         tokio::select! {
             () = entry.ending.cancelled() => Err(Failure::Ending),
@@ -69,11 +75,14 @@ pub(crate) async fn bring_up(
         Ok(outcome) => outcome,
         Err(_) => Err(Failure::Failed(format!(
             "the desktop was not up {} s after the machine was switched on",
-            inner.config.boot_deadline.as_secs()
+            deadline.as_secs()
         ))),
     };
     match outcome {
         Ok(()) => {
+            if let Some(warm) = warm {
+                inner.images.warm_worked(&warm);
+            }
             inner.admission.started(entry.id);
             inner.room.send_modify(|n| *n += 1);
             let took = inner.clock.now().duration_since(live.session.created_at);
@@ -85,7 +94,12 @@ pub(crate) async fn bring_up(
         }
         Err(Failure::Ending) => Ok(Next::Again),
         Err(Failure::Control(error)) => Err(error),
-        Err(Failure::Failed(why)) => start_failed(inner, entry, live, &why, false).await,
+        Err(Failure::Failed(why)) => {
+            if let Some(warm) = warm {
+                inner.images.warm_failed(&warm, false, &why);
+            }
+            start_failed(inner, entry, live, &why, false).await
+        }
     }
 }
 
@@ -231,6 +245,15 @@ fn claim_request(
     })
 }
 
+fn cold_because(live: &Live) -> &'static str {
+    match &live.session.checkpoint {
+        Some(_) => {
+            "The machine could not be restored from its checkpoint, so open programs are lost and files are kept"
+        }
+        None => "The machine could not be cloned from the warm image",
+    }
+}
+
 /// An attempt at starting failed: unwinds what it made and tries again, or gives up. What a session
 /// that was in use has on its disk is kept in either case until it is ended.
 pub(crate) async fn start_failed(
@@ -250,7 +273,9 @@ pub(crate) async fn start_failed(
     metrics::counter!("holdfast_start_failures_total").increment(1);
     keep_console(inner, entry, live.vm.id).await;
     let now = inner.clock.now();
-    if permanent || attempt >= inner.config.start_attempts {
+    // What cannot be restored may still boot.
+    let restoring = live.vm.state == VmState::Restoring;
+    if !restoring && (permanent || attempt >= inner.config.start_attempts) {
         let text = format!("The machine could not be started: {why}.");
         let edit = Edit::new(&live.session, &live.vm, now)
             .with_session(|session| session.attempts = attempt)
@@ -275,14 +300,21 @@ pub(crate) async fn start_failed(
         commit(inner, entry, edit).await?;
     }
     let live = entry.live();
-    let text = format!("Attempt {attempt} failed: {why}. Trying again.");
+    let (kind, text) = if restoring {
+        ("step.cold", format!("{}: {why}. It boots instead.", cold_because(&live)))
+    } else {
+        ("step.retry", format!("Attempt {attempt} failed: {why}. Trying again."))
+    };
     let mut edit = Edit::new(&live.session, &live.vm, now)
         .with_session(|session| session.attempts = attempt)
-        .note("step.retry", &text, Actor::Reconciler);
+        .note(kind, &text, Actor::Reconciler);
     if live.vm.state != VmState::Preparing {
         edit = edit.vm_to(VmState::Preparing, &text, Actor::Reconciler);
     }
     commit(inner, entry, edit).await?;
+    if restoring {
+        return Ok(Next::Again);
+    }
     let pause = Duration::from_secs(1 << attempt.min(4));
     tokio::select! {
         () = entry.ending.cancelled() => {}

@@ -61,6 +61,12 @@ pub(crate) fn source(inner: &Inner, live: &Live) -> StartFrom {
     }
 }
 
+/// The warm image that a VM in its state was, or is to be, cloned from.
+pub(crate) fn cloned_from(inner: &Inner, live: &Live) -> Option<PathBuf> {
+    let clones = live.vm.state == VmState::Restoring && live.session.checkpoint.is_none();
+    clones.then(|| warm(inner, live)).flatten()
+}
+
 fn warm(inner: &Inner, live: &Live) -> Option<PathBuf> {
     let spec = &live.session.spec;
     inner.images.warm(&live.vm.image, spec.memory_mib, spec.vcpus)
@@ -80,10 +86,10 @@ pub(crate) async fn save(inner: &Inner, entry: &Entry, live: &Live) -> Result<Ne
         );
         commit(inner, entry, edit).await?;
     }
-    fail::fail_point!("hibernate.save");
+    fail::fail_point!("checkpoint.save");
     match write(inner, entry).await {
         Ok((checkpoint, _saving)) => {
-            fail::fail_point!("hibernate.saved");
+            fail::fail_point!("checkpoint.saved");
             let Live { session, vm } = entry.live();
             let edit = Edit::new(&session, &vm, inner.clock.now())
                 .with_session(|session| session.checkpoint = Some(checkpoint))
@@ -131,6 +137,7 @@ pub(crate) async fn put_away(
     if let Some(next) = crate::teardown::remove(inner, entry, live).await? {
         return Ok(next);
     }
+    fail::fail_point!("checkpoint.away");
     let Live { session, vm } = entry.live();
     let edit = Edit::new(&session, &vm, inner.clock.now())
         .with_vm(|vm| vm.secret = None)
@@ -150,8 +157,9 @@ pub(crate) fn ask_if_due(inner: &Inner, entry: &Entry, live: &Live) {
     if interval.is_zero() || entry.sign_in().is_some() {
         return;
     }
+    // A checkpoint that failed has changed the VM's state too, so the next one waits as long.
     let last = match &live.session.checkpoint {
-        Some(checkpoint) => checkpoint.taken_at,
+        Some(checkpoint) => checkpoint.taken_at.max(live.vm.state_since),
         None => live.vm.state_since,
     };
     if inner.clock.now() >= last + interval {

@@ -58,6 +58,8 @@ pub struct ControlConfig {
     pub step_deadline: Duration,
     /// Deadline from the start of the VMM until the desktop can be used. At it, the attempt has failed.
     pub boot_deadline: Duration,
+    /// Deadline from the start of a clone until its desktop can be used. At it, the VM boots instead.
+    pub restore_deadline: Duration,
     /// Deadline of one attempt at taking a VM down. At it, the attempt is made again.
     pub teardown_deadline: Duration,
     /// Attempts at starting a session's VM before the session fails.
@@ -101,6 +103,7 @@ impl Default for ControlConfig {
             patience: Patience::default(),
             step_deadline: Duration::from_mins(1),
             boot_deadline: Duration::from_mins(3),
+            restore_deadline: Duration::from_mins(1),
             teardown_deadline: Duration::from_mins(1),
             start_attempts: 3,
             sweep_interval: Duration::from_mins(1),

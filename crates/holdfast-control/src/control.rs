@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
@@ -37,6 +37,15 @@ pub trait ImageSource: Send + Sync + 'static {
     fn by_digest(&self, digest: &str) -> Result<ImageRef, String>;
     /// The warm image of that image for VMs of this shape: a snapshot directory.
     fn warm(&self, _digest: &str, _memory_mib: u32, _vcpus: u8) -> Option<PathBuf> {
+        None
+    }
+    /// No VM could be restored from this warm image. `damaged`: it is not what was written, so no
+    /// further attempt makes sense.
+    fn warm_failed(&self, _path: &Path, _damaged: bool, _why: &str) {}
+    /// A VM was restored from this warm image and answered.
+    fn warm_worked(&self, _path: &Path) {}
+    /// What is to be said about warm images; `None` where there are none by design.
+    fn warm_status(&self) -> Option<String> {
         None
     }
 }
@@ -278,6 +287,11 @@ impl Control {
         if let Some(entry) = self.inner.board.get(id) {
             entry.wake.notify_one();
         }
+    }
+
+    /// Lets the pool look again whether it can make VMs.
+    pub fn wake_pool(&self) {
+        self.inner.pool.wake.notify_one();
     }
 
     /// What the machine holds of a session's VM now; `None` where this server does not drive it.

@@ -15,7 +15,7 @@ use holdfast_core::{
     Generation, OwnerId, Screen, SessionId, SessionSpec, Timestamp, Vm, VmId, VmState,
 };
 use holdfast_host::{
-    driver::{Process, StartFrom, VmSpec},
+    driver::{DriverError, Process, StartFrom, VmSpec},
     guest::AgentClient,
 };
 use holdfast_store::Change;
@@ -265,7 +265,7 @@ async fn make(inner: &Arc<Inner>) -> Result<bool, ControlError> {
     };
     let mut latest = vm;
     let made = tokio::select! {
-        made = tokio::time::timeout(MAKE_DEADLINE, bring_up(inner, &mut latest, &spec, warm)) => {
+        made = tokio::time::timeout(MAKE_DEADLINE, bring_up(inner, &mut latest, &spec, &warm)) => {
             made.unwrap_or_else(|_| Err(ControlError::Guest("it was not ready in time".into())))
         }
         // The next server finds the row and removes what is half made.
@@ -274,10 +274,16 @@ async fn make(inner: &Arc<Inner>) -> Result<bool, ControlError> {
     match made {
         Ok(()) => {
             tracing::info!(vm = %latest.id, "a VM waits in the pool");
+            inner.images.warm_worked(&warm);
             inner.pool.lock().ready.push_back(latest);
             Ok(true)
         }
         Err(error) => {
+            let damaged = matches!(&error, ControlError::Driver(DriverError::Snapshot { .. }));
+            let restored = matches!(error, ControlError::Driver(_) | ControlError::Guest(_));
+            if restored && latest.state == VmState::Restoring {
+                inner.images.warm_failed(&warm, damaged, &chain(&error));
+            }
             retire(inner, latest).await?;
             Err(error)
         }
@@ -288,13 +294,13 @@ async fn bring_up(
     inner: &Inner,
     vm: &mut Vm,
     spec: &VmSpec,
-    warm: std::path::PathBuf,
+    warm: &std::path::Path,
 ) -> Result<(), ControlError> {
     *vm = step(inner, vm.clone(), VmState::Preparing).await?;
     inner.driver.create(spec).await?;
     vm.address = Some(inner.driver.connect(vm.id).await?);
     *vm = step(inner, vm.clone(), VmState::Restoring).await?;
-    inner.driver.start(vm.id, &StartFrom::Snapshot(warm)).await?;
+    inner.driver.start(vm.id, &StartFrom::Snapshot(warm.to_owned())).await?;
     let secret = vm.secret.clone().unwrap_or_default();
     let agent = AgentClient::new(Arc::clone(&inner.driver), vm.id, secret.clone());
     wait_for(&agent, |_| true).await;

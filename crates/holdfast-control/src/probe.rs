@@ -45,7 +45,9 @@ impl Watcher {
         let finding = self.probe(inner, entry, live).await;
         let now = inner.clock.now();
         let patience = inner.config.patience;
-        let has_checkpoint = live.session.checkpoint.is_some();
+        // One that was taken for a fork is of any age: what is on the disk is newer.
+        let is_recent = !inner.config.checkpoint_interval.is_zero();
+        let has_checkpoint = is_recent && live.session.checkpoint.is_some();
         let rung = self.ladder.next(&finding, has_checkpoint, &patience, now);
         if rung == Rung::Fine {
             return self.fine(inner, entry, live).await;

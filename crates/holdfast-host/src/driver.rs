@@ -200,6 +200,12 @@ pub trait Driver: Send + Sync + 'static {
     /// exist; it appears complete or not at all. The VM is paused afterwards.
     async fn snapshot(&self, vm: VmId, dest: &std::path::Path) -> Result<()>;
 
+    /// What a snapshot has to fit so that such a VM can be restored from it; `None` where this driver
+    /// makes no snapshots that several VMs can be restored from.
+    async fn fits(&self, _spec: &VmSpec) -> Result<Option<crate::snapshot::Fits>> {
+        Ok(None)
+    }
+
     /// Removes a snapshot directory, complete or not. Succeeds when there is none.
     async fn discard_snapshot(&self, path: &std::path::Path) -> Result<()> {
         crate::snapshot::discard(path)

@@ -5,6 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that cannot go on fails"))]
 
+pub mod bake;
 mod command;
 pub mod disk;
 pub mod driver;
@@ -19,3 +20,4 @@ pub mod registry;
 pub mod snapshot;
 pub mod statedir;
 pub mod tiny;
+pub mod warm;

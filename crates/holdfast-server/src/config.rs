@@ -126,6 +126,9 @@ pub struct VmConfig {
     pub memory_budget_mib: u64,
     /// VMs that boot at once; 0 means one more than there are processors.
     pub max_starting: usize,
+    /// New sessions are cloned from a VM that was booted before, where the driver can. What is
+    /// missing for that is made in the background.
+    pub warm: bool,
     /// Machines kept ready for the next sessions, at least. They take memory.
     pub pool_min: usize,
     /// Machines kept ready at most: as many as sessions were asked for in the last minutes.
@@ -195,6 +198,7 @@ impl Default for VmConfig {
             max_vms: 0,
             memory_budget_mib: 0,
             max_starting: 0,
+            warm: true,
             pool_min: 0,
             pool_max: 0,
             uid_base: 200_000,

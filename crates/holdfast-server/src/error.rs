@@ -47,6 +47,14 @@ pub enum ServerError {
     /// The driver cannot be set up.
     #[error("the driver cannot be set up")]
     Driver(#[from] DriverError),
+    /// There is no image.
+    #[error(
+        "there is no image to make a warm image of ({0}); build one with `holdfast image build`"
+    )]
+    NoImage(String),
+    /// The warm image cannot be made.
+    #[error(transparent)]
+    Bake(#[from] holdfast_host::bake::BakeError),
     /// A value of the configuration cannot be used.
     #[error("{key} in the configuration cannot be used: {why}")]
     Config {

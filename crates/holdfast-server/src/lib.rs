@@ -21,6 +21,7 @@ mod routes;
 mod serve;
 mod state;
 mod state_dir;
+mod warm;
 pub mod webhook;
 mod wiring;
 
@@ -31,4 +32,5 @@ pub use images::{ImageLibrary, SimulatedImages};
 pub use serve::Server;
 pub use state::AppState;
 pub use state_dir::StateDir;
+pub use warm::{WarmImages, bake_now};
 pub use wiring::Replaced;

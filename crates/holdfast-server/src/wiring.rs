@@ -18,7 +18,7 @@ use holdfast_store::{HostRecord, Store, StoreError};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Config, ImageLibrary, ServerError, auth,
+    Config, ImageLibrary, ServerError, WarmImages, auth,
     auth::TokenCache,
     config::DriverChoice,
     drivers::{self, Verdict},
@@ -99,6 +99,9 @@ pub(crate) async fn open(
         drivers::choose(&config, dir, &in_use, &mut say).await?
     };
     let images = replaced.images.unwrap_or_else(|| images_for(&config));
+    let warm = crate::warm::wanted(&config)
+        .then(|| Arc::new(WarmImages::new(Arc::clone(&images), &config.cache_dir)));
+    let images = warm.clone().map_or(images, |warm| warm as Arc<dyn ImageSource>);
     let knows_host = hosts.iter().any(|known| known.id == host);
     let store_knows_host = trust_store(dir, driver.as_ref(), &vms, knows_host).await?;
 
@@ -124,6 +127,11 @@ pub(crate) async fn open(
         stop,
     };
     tokio::spawn(report_host(state.clone(), host));
+    if let Some(warm) = warm {
+        // A VM that is being baked is removed before the server ends.
+        let (keeper, stop) = (state.clone(), state.stop.clone());
+        state.streams.spawn(warm.keep(keeper, stop));
+    }
     Ok(state)
 }
 

@@ -16,6 +16,7 @@ pub mod rfb;
 #[cfg(feature = "harness")]
 pub mod server;
 pub mod terminal;
+pub mod tls;
 pub mod wait;
 pub mod ws;
 

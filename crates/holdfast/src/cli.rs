@@ -180,6 +180,18 @@ pub enum ImageCommand {
         #[arg(long)]
         fresh: bool,
     },
+    /// Make the warm image that new sessions are cloned from; what is there is not made again.
+    Bake {
+        /// Where images live [default: ~/.cache/holdfast].
+        #[arg(long, env = "HOLDFAST_CACHE_DIR", value_name = "DIR")]
+        cache_dir: Option<PathBuf>,
+        /// Memory of the sessions to be cloned, in MiB; the configured size when absent.
+        #[arg(long, value_name = "MIB")]
+        memory: Option<u32>,
+        /// Processors of the sessions to be cloned; the configured number when absent.
+        #[arg(long, value_name = "N")]
+        vcpus: Option<u8>,
+    },
     /// List images.
     Ls {
         /// Where images live [default: ~/.cache/holdfast].

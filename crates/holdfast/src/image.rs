@@ -7,9 +7,14 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use holdfast_host::{
+    bake::{BakeError, Stage as BakeStage},
+    warm::{WarmImage, WarmLibrary},
+};
 use holdfast_image::{BuildRequest, Built, Library, Progress, Stage};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::{Global, ImageCommand},
@@ -31,6 +36,9 @@ pub async fn run(global: &Global, command: ImageCommand) -> anyhow::Result<()> {
                 built.path.display()
             );
             Ok(())
+        }
+        ImageCommand::Bake { cache_dir, memory, vcpus } => {
+            bake(global, cache_dir, memory, vcpus).await
         }
         ImageCommand::Ls { cache_dir } => ls(global, &cache(cache_dir)?),
         ImageCommand::Inspect { image, cache_dir, verify } => {
@@ -59,6 +67,56 @@ pub async fn build(cache: &Path, agent: Option<PathBuf>, fresh: bool) -> anyhow:
     blocking(move |bar| holdfast_image::build(&request, bar)).await
 }
 
+async fn bake(
+    global: &Global,
+    cache_dir: Option<PathBuf>,
+    memory: Option<u32>,
+    vcpus: Option<u8>,
+) -> anyhow::Result<()> {
+    let mut config = crate::settings::local()?;
+    config.cache_dir = cache(cache_dir)?;
+    let size = (memory.unwrap_or(config.vm.memory_mib), vcpus.unwrap_or(config.vm.vcpus));
+    let stop = CancellationToken::new();
+    let stopper = stop.clone();
+    tokio::spawn(async move {
+        // Its VM is removed before the command ends.
+        let _ = tokio::signal::ctrl_c().await;
+        stopper.cancel();
+    });
+    let bar = ProgressBar::new_spinner();
+    bar.enable_steady_tick(Duration::from_millis(100));
+    let began = std::time::Instant::now();
+    let progress = |stage: BakeStage| {
+        let text = format!("{stage} ({} s)", began.elapsed().as_secs());
+        if bar.is_hidden() && bar.message() != stage.to_string() {
+            eprintln!("{text}");
+        }
+        bar.set_message(stage.to_string());
+    };
+    let baked = holdfast_server::bake_now(&config, size, &progress, &stop).await;
+    bar.finish_and_clear();
+    let baked = match baked {
+        // Not an error of this command: nothing is missing that could be there.
+        Err(holdfast_server::ServerError::Bake(error @ BakeError::Unsupported(_))) => {
+            eprintln!("warning: {error}");
+            return Ok(());
+        }
+        baked => baked?,
+    };
+    if global.json {
+        return output::json(&json!({ "image": baked.image, "reused": baked.reused }));
+    }
+    println!("{}", baked.image.path.display());
+    let what = if baked.reused { "It was there already" } else { "It was made" };
+    eprintln!(
+        "{what}: {}, for sessions with {} MiB and {} processors. New ones are cloned from it.",
+        output::bytes(baked.image.bytes),
+        size.0,
+        size.1
+    );
+    Ok(())
+}
+
 /// Runs something long beside the runtime, with its progress on standard error.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce(&Bar) -> holdfast_image::Result<T> + Send + 'static,
@@ -82,11 +140,14 @@ fn ls(global: &Global, cache: &Path) -> anyhow::Result<()> {
             Err(error) => bad.push(anyhow::Error::from(error)),
         }
     }
+    let warm = WarmLibrary::new(cache).list()?;
     if global.json {
         let damaged: Vec<_> = bad.iter().map(|error| format!("{error:#}")).collect();
-        return output::json(&json!({ "current": current, "images": good, "damaged": damaged }));
+        return output::json(
+            &json!({ "current": current, "images": good, "damaged": damaged, "warm": warm }),
+        );
     }
-    let mut table = output::table(&["DIGEST", "USED", "AGE", "SIZE", "KERNEL", "PACKAGES"]);
+    let mut table = output::table(&["DIGEST", "USED", "AGE", "SIZE", "KERNEL", "PACKAGES", "WARM"]);
     for manifest in &good {
         let is_current = current.as_ref() == Some(&manifest.digest);
         table.add_row([
@@ -96,6 +157,7 @@ fn ls(global: &Global, cache: &Path) -> anyhow::Result<()> {
             output::bytes(manifest.disk_bytes()),
             manifest.kernel.clone(),
             manifest.packages.len().to_string(),
+            warm_of(&warm, &manifest.digest),
         ]);
     }
     for error in &bad {
@@ -103,6 +165,15 @@ fn ls(global: &Global, cache: &Path) -> anyhow::Result<()> {
     }
     output::print_table(&table, "There are no images. Build one with `holdfast image build`.");
     Ok(())
+}
+
+/// Warm images of an image, as in `QEMU 7.2.22 (tcg), 2048 MiB, 2 processors`.
+fn warm_of(warm: &[WarmImage], digest: &str) -> String {
+    let of_image = warm.iter().map(|warm| &warm.fits).filter(|fits| fits.image == digest);
+    let texts: Vec<_> = of_image
+        .map(|fits| format!("{}, {} MiB, {} processors", fits.vmm, fits.memory_mib, fits.vcpus))
+        .collect();
+    texts.join("; ")
 }
 
 async fn inspect(global: &Global, cache: &Path, image: &str, verify: bool) -> anyhow::Result<()> {

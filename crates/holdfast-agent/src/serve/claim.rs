@@ -29,14 +29,14 @@ const DISPLAY_DEADLINE: Duration = Duration::from_mins(1);
 pub(super) struct Claim {
     pub(super) request: ClaimRequest,
     /// Every step was taken. An agent that died on the way takes them all when the claim is repeated.
-    complete: bool,
+    pub(super) complete: bool,
 }
 
 /// The one claim of a guest.
 pub(super) struct Claims {
     current: Mutex<Option<Claim>>,
     /// Held while a claim or an assignment is carried out.
-    turn: tokio::sync::Mutex<()>,
+    pub(super) turn: tokio::sync::Mutex<()>,
 }
 
 impl Claims {
@@ -50,7 +50,7 @@ impl Claims {
     }
 
     /// Kept on disk before it counts: a claim that was answered is never forgotten.
-    fn keep(&self, guest: &Guest, claim: Claim) -> Result<(), Refusal> {
+    pub(super) fn keep(&self, guest: &Guest, claim: Claim) -> Result<(), Refusal> {
         let bytes = serde_json::to_vec(&claim).map_err(Refusal::failed)?;
         write_atomically(&file(guest), &bytes, 0o600).map_err(Refusal::failed)?;
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(claim);
@@ -76,41 +76,56 @@ impl Agent {
         }
         // What follows is kept first; a second claimant is refused from here on.
         self.claim.keep(&self.guest, Claim { request: request.clone(), complete: false })?;
-        let step = |what: &'static str| {
-            move |error: std::io::Error| Refusal::failed(format!("{what} cannot be set: {error}"))
-        };
-        if self.guest.is_whole() {
-            // Before anything else: whatever makes randomness from here on makes its own.
-            system::reseed(&entropy).map_err(step("entropy"))?;
-            system::set_clock(request.time).map_err(step("the clock"))?;
-            if request.cloned {
-                system::renew_boot_id(&self.guest).map_err(step("the boot id"))?;
-            }
-        }
-        system::set_hostname(&self.guest, &request.hostname).map_err(step("the host name"))?;
-        system::renew_machine_id(&self.guest).map_err(step("the machine id"))?;
-        if !request.dns.is_empty() {
-            system::set_dns(&self.guest, &request.dns).map_err(step("name servers"))?;
-        }
-        system::set_timezone(&self.guest, &request.timezone)
-            .map_err(|error| Refusal::bad(error.to_string()))?;
-        let language_changed = self.set_settings(&request.locale, request.screen)?;
+        let language_changed = self.take_identity(&request, &entropy, true)?;
         if request.cloned {
-            system::remove_host_keys(&self.guest).map_err(step("host keys"))?;
             // The shell on the desktop has its $RANDOM from before.
             self.order("terminal", "restart").await?;
             self.order("chromium", "stop").await?;
-            self.wipe_browser().map_err(step("the browser's profile"))?;
+            self.wipe_browser().map_err(failed_at("the browser's profile"))?;
             self.order("chromium", "start").await?;
-        } else if language_changed {
-            self.order("chromium", "restart").await?;
         } else {
-            // Settling stopped it until this moment. Without a desktop there is nothing to start.
-            let _ = self.order("chromium", "start").await;
+            // Settling stopped both until this moment. Without a desktop there is nothing to start.
+            let _ = self.order("terminal", "start").await;
+            let order = if language_changed { "restart" } else { "start" };
+            match self.order("chromium", order).await {
+                Err(refusal) if language_changed => return Err(refusal),
+                _ => {}
+            }
         }
         self.open_first(request.start_url.clone());
         self.claim.keep(&self.guest, Claim { request, complete: true })?;
         Ok(answer())
+    }
+
+    /// Entropy, clock, ids, names and wishes. `unnamed`: the guest has no machine id of its own yet.
+    /// Says whether the language is another one now.
+    pub(super) fn take_identity(
+        &self,
+        request: &ClaimRequest,
+        entropy: &[u8],
+        unnamed: bool,
+    ) -> Result<bool, Refusal> {
+        if self.guest.is_whole() {
+            // Before anything else: whatever makes randomness from here on makes its own.
+            system::reseed(entropy).map_err(failed_at("entropy"))?;
+            system::set_clock(request.time).map_err(failed_at("the clock"))?;
+            if request.cloned {
+                system::renew_boot_id(&self.guest).map_err(failed_at("the boot id"))?;
+            }
+        }
+        system::set_hostname(&self.guest, &request.hostname).map_err(failed_at("the host name"))?;
+        if unnamed || request.cloned {
+            system::renew_machine_id(&self.guest).map_err(failed_at("the machine id"))?;
+        }
+        if request.cloned {
+            system::remove_host_keys(&self.guest).map_err(failed_at("host keys"))?;
+        }
+        if !request.dns.is_empty() {
+            system::set_dns(&self.guest, &request.dns).map_err(failed_at("name servers"))?;
+        }
+        system::set_timezone(&self.guest, &request.timezone)
+            .map_err(|error| Refusal::bad(error.to_string()))?;
+        self.set_settings(&request.locale, request.screen)
     }
 
     pub(super) async fn assign(&self, request: AssignRequest) -> Result<ClaimAnswer, Refusal> {
@@ -194,12 +209,17 @@ impl Agent {
     }
 }
 
-fn answer() -> ClaimAnswer {
+/// The refusal of a step that failed.
+pub(super) fn failed_at(what: &'static str) -> impl Fn(std::io::Error) -> Refusal {
+    move |error| Refusal::failed(format!("{what} cannot be set: {error}"))
+}
+
+pub(super) fn answer() -> ClaimAnswer {
     ClaimAnswer { boot_id: system::boot_id(), time: Timestamp::now() }
 }
 
 /// Refuses a claim that could not be carried out, before any of it is; returns its entropy.
-fn check(request: &ClaimRequest) -> Result<Vec<u8>, Refusal> {
+pub(super) fn check(request: &ClaimRequest) -> Result<Vec<u8>, Refusal> {
     let is_hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
     if request.secret.len() < 32 || !is_hex(&request.secret) {
         return Err(Refusal::bad("the secret has to be at least 32 hex digits"));

@@ -6,6 +6,7 @@
 mod claim;
 mod exec;
 mod figures;
+mod rebind;
 mod settle;
 mod system;
 
@@ -193,6 +194,7 @@ impl Agent {
 pub fn router(agent: Arc<Agent>) -> Router {
     let guarded = Router::new()
         .route("/v1/assign", post(assign))
+        .route("/v1/rebind", post(rebind))
         .route("/v1/exec", post(run_command))
         .route("/v1/services/{name}/restart", post(restart))
         .route("/v1/metrics", get(metrics))
@@ -252,6 +254,14 @@ async fn assign(
     Json(request): Json<AssignRequest>,
 ) -> Result<Json<ClaimAnswer>, Refusal> {
     let work = tokio::spawn(async move { agent.assign(request).await });
+    work.await.map_err(Refusal::failed)?.map(Json)
+}
+
+async fn rebind(
+    State(agent): State<Arc<Agent>>,
+    Json(request): Json<ClaimRequest>,
+) -> Result<Json<ClaimAnswer>, Refusal> {
+    let work = tokio::spawn(async move { agent.rebind(request).await });
     work.await.map_err(Refusal::failed)?.map(Json)
 }
 

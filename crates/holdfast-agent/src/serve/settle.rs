@@ -1,4 +1,5 @@
-//! Makes an unclaimed guest ready to be snapshotted: no browser, nothing to write, nothing to do.
+//! Makes an unclaimed guest ready to be snapshotted: no browser, no shell, nothing to write, nothing
+//! to do. What stays is the kernel, these programs, the display and the window manager.
 
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ impl Agent {
         }
         let start = Instant::now();
         self.order("chromium", "stop").await?;
+        self.order("terminal", "stop").await?;
         self.wipe_browser().map_err(Refusal::failed)?;
         tokio::task::spawn_blocking(rustix::fs::sync).await.map_err(Refusal::failed)?;
         loop {

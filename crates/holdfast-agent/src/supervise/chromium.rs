@@ -4,7 +4,11 @@ use std::{fs, io, path::Path};
 
 use serde_json::Value;
 
-use crate::{browser::START_PAGE, guest::Guest, spawn::Launch};
+use crate::{
+    browser::{self, START_PAGE},
+    guest::Guest,
+    spawn::Launch,
+};
 
 /// Debian's own program behind the script `/usr/bin/chromium`.
 const PROGRAM: &str = "/usr/lib/chromium/chromium";
@@ -36,7 +40,11 @@ pub(super) fn launch(guest: &Guest) -> Launch {
     command.push(format!("--lang={}", guest.settings().locale));
     command.push(format!("--remote-debugging-port={}", guest.devtools));
     command.push(format!("--user-data-dir={}", guest.profile().display()));
-    command.push(START_PAGE.to_owned());
+    if matches!(browser::kept_tabs(guest), Ok(Some(_))) {
+        command.push("--restore-last-session".to_owned());
+    } else {
+        command.push(START_PAGE.to_owned());
+    }
     let env = vec![("CHROME_WRAPPER".to_owned(), "/usr/bin/chromium".to_owned())];
     Launch { command, env, ..Launch::default() }
 }

@@ -131,7 +131,7 @@ pub(crate) async fn readyz(State(state): State<AppState>) -> Response {
     };
     let verdict = state.verdict.borrow().clone();
     let image = state.images.current();
-    let checks = vec![
+    let mut checks = vec![
         check("store", store.is_ok(), store.err().unwrap_or_else(|| "it answers".to_owned())),
         check("driver", verdict.usable == Some(true), verdict.reason),
         check("image", image.is_ok(), image.map_or_else(|why| why, |image| image.digest)),
@@ -142,6 +142,8 @@ pub(crate) async fn readyz(State(state): State<AppState>) -> Response {
                 .to_owned(),
         ),
     ];
+    // Without one sessions boot cold, which is slower and not wrong.
+    checks.extend(state.images.warm_status().map(|status| check("warm image", true, status)));
     let ready = checks.iter().all(|check| check.ok);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, JsonAnswer(api::Readiness { ready, checks })).into_response()

@@ -4,9 +4,11 @@
 //! state directory and VMs of its own, and ends with a census that must find nothing.
 
 mod browser;
+mod clones;
 mod crash;
 mod egress;
 mod fixture;
+mod hibernation;
 mod isolation;
 mod links;
 mod repair;

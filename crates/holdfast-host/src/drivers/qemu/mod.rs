@@ -21,6 +21,7 @@ use crate::{
         VmSpec,
     },
     host::{Host, HostConfig},
+    snapshot::Fits,
 };
 
 const SOCKET: &str = "qmp.sock";
@@ -142,6 +143,10 @@ impl Driver for QemuDriver {
     async fn snapshot(&self, vm: VmId, dest: &Path) -> Result<()> {
         let _lock = self.host.lock(vm).await;
         self.take_snapshot(vm, dest).await
+    }
+
+    async fn fits(&self, spec: &VmSpec) -> Result<Option<Fits>> {
+        self.fits_of(spec).await.map(Some)
     }
 
     async fn stop(&self, vm: VmId, how: Stop) -> Result<()> {

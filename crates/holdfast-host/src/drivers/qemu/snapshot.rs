@@ -47,7 +47,7 @@ impl QemuDriver {
     pub(super) async fn take_snapshot(&self, vm: VmId, dest: &Path) -> Result<()> {
         let dir = self.host.dir(vm);
         let spec = dir.spec()?;
-        let fits = self.fits(&spec).await?;
+        let fits = self.fits_of(&spec).await?;
         let mut qmp = self.qmp(vm).await?;
         let draft = Draft::begin(dest)?;
         if qmp.status().await? == "postmigrate" {
@@ -108,7 +108,7 @@ impl QemuDriver {
         .await
     }
 
-    async fn fits(&self, spec: &VmSpec) -> Result<Fits> {
+    pub(super) async fn fits_of(&self, spec: &VmSpec) -> Result<Fits> {
         let accel = self.accel(&spec.image).await?;
         let vmm = format!("{} ({})", self.version().await?, accel.name());
         Ok(Fits::new(vmm, spec))
@@ -116,7 +116,7 @@ impl QemuDriver {
 
     /// The snapshot, compared with its checksums once for as long as its files do not change.
     async fn verified(&self, spec: &VmSpec, path: &Path) -> Result<Arc<Verified>> {
-        let snapshot = Snapshot::open(path, &self.fits(spec).await?)?;
+        let snapshot = Snapshot::open(path, &self.fits_of(spec).await?)?;
         let stamps = snapshot.stamps()?;
         // Held while one is read: clones started together wait for one reading.
         let mut kept = self.snapshots.lock().await;

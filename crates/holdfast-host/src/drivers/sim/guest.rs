@@ -145,6 +145,18 @@ impl Guest {
             }
             (&Method::POST, "/v1/settle") => json(&Settled { busy_permille: 0, took_ms: 0 }),
             (&Method::POST, "/v1/assign") => match read::<AssignRequest>(request).await {
+                Ok(assign) => {
+                    self.remember(|claim| claim.session_id = Some(assign.session_id));
+                    json(&self.claimed())
+                }
+                Err(refusal) => refusal,
+            },
+            (&Method::POST, "/v1/rebind") => match read::<ClaimRequest>(request).await {
+                Ok(new) if claimed.is_none_or(|claim| claim.secret != new.secret) => {
+                    self.renew_boot_id(&new);
+                    self.remember(|claim| *claim = new);
+                    json(&self.claimed())
+                }
                 Ok(_) => json(&self.claimed()),
                 Err(refusal) => refusal,
             },
@@ -221,6 +233,9 @@ impl Guest {
                 }
                 Some(_) => {}
                 None => {
+                    if claim.cloned {
+                        memory.boot_id = uuid::Uuid::new_v4().to_string();
+                    }
                     memory.claim = Some(claim);
                     (self.keep)(&memory);
                 }
@@ -254,6 +269,21 @@ impl Guest {
             }
         };
         Ok(json(&status.map_err(answered)?))
+    }
+
+    fn remember(&self, change: impl FnOnce(&mut ClaimRequest)) {
+        let mut memory = locked(&self.memory);
+        if let Some(claim) = &mut memory.claim {
+            change(claim);
+        }
+        (self.keep)(&memory);
+    }
+
+    /// Clones were booted once, together.
+    fn renew_boot_id(&self, claim: &ClaimRequest) {
+        if claim.cloned {
+            locked(&self.memory).boot_id = uuid::Uuid::new_v4().to_string();
+        }
     }
 
     fn claimed(&self) -> ClaimAnswer {

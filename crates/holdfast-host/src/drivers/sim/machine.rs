@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use holdfast_agent_api::ClaimRequest;
 use holdfast_core::{Screen, Timestamp, VmId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -335,6 +336,10 @@ impl Machine {
         let it = vms.get(&vm).ok_or(DriverError::NotFound(vm))?;
         let guest = it.guest.clone().ok_or_else(|| not_running(vm, &it.record))?;
         Ok(Running { guest, screen: it.record.spec.screen, exit: it.exit.subscribe() })
+    }
+
+    pub(super) fn claim(&self, vm: VmId) -> Option<ClaimRequest> {
+        locked(&self.vms).get(&vm).and_then(|it| it.record.memory.claim.clone())
     }
 
     pub(super) fn console(&self, vm: VmId) -> Result<String> {

@@ -18,7 +18,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use holdfast_agent_api::{AGENT_PORT, VNC_PORT};
+use holdfast_agent_api::{AGENT_PORT, ClaimRequest, VNC_PORT};
 use holdfast_core::VmId;
 
 use self::machine::Machine;
@@ -30,6 +30,7 @@ use crate::driver::{
     Driver, DriverError, GuestStream, Observed, Probe, Process, Result, StartFrom, Stop, Usage,
     VmSpec,
 };
+use crate::snapshot::Fits;
 
 /// Space of a simulated connection in each direction.
 const PIPE: usize = 64 * 1024;
@@ -81,6 +82,11 @@ impl SimDriver {
         self.machine.tool(vm)
     }
 
+    /// The identity that the guest of a VM was given last.
+    pub fn claim(&self, vm: VmId) -> Option<ClaimRequest> {
+        self.machine.claim(vm)
+    }
+
     async fn step<T>(
         &self,
         step: Step,
@@ -129,6 +135,10 @@ impl Driver for SimDriver {
 
     async fn snapshot(&self, vm: VmId, dest: &Path) -> Result<()> {
         self.step(Step::Snapshot, Some(vm), |machine| machine.snapshot(vm, dest)).await
+    }
+
+    async fn fits(&self, spec: &VmSpec) -> Result<Option<Fits>> {
+        Ok(Some(Fits::new("simulated".to_owned(), spec)))
     }
 
     async fn stop(&self, vm: VmId, _how: Stop) -> Result<()> {

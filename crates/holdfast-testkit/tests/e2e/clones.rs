@@ -1,0 +1,310 @@
+//! Clones of one warm image share no randomness, and the check of it finds a clone that does.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use holdfast_agent_api::{ClaimRequest, ScreenSize};
+use holdfast_core::{Screen, VmId};
+use holdfast_host::{
+    driver::{Driver, EgressPolicy, StartFrom, VmSpec},
+    drivers::qemu::QemuDriver,
+    guest::AgentClient,
+    host::HostConfig,
+};
+use holdfast_server::ImageLibrary;
+use holdfast_testkit::{
+    api::Api,
+    page::Page,
+    process::{Options, ServerProcess},
+    tls::Hellos,
+    wait,
+};
+use uuid::Uuid;
+
+use crate::fixture::{self, BOOT, SOON};
+
+/// Number of clones, where the test shall make another number than its own.
+const CLONES: &str = "HOLDFAST_TEST_CLONES";
+/// Making the warm image, where it is not there yet.
+const BAKE: Duration = Duration::from_mins(6);
+/// A clone's clock may differ from the host's by this, besides the time that asking took.
+const CLOCK: Duration = Duration::from_millis(100);
+
+/// A page that reports randomness again and again, and makes TLS connections.
+const PAGE: &str = r"<body><script>
+const hex = bytes => [...bytes].map(b => b.toString(16).padStart(2, '0')).join('');
+const report = () => {
+  const values = hex(crypto.getRandomValues(new Uint8Array(16)));
+  const blob = URL.createObjectURL(new Blob(['x'])).slice(-36);
+  fetch(`/report?values=${values}&blob=${blob}&math=${Math.random()}`);
+  const tls = new URLSearchParams(location.search).get('tls');
+  if (tls) new Image().src = `https://host.holdfast.internal:${tls}/${values}`;
+};
+report();
+setInterval(report, 1000);
+</script>";
+
+/// Something random that a clone made.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Made {
+    what: String,
+    value: String,
+    clone: String,
+}
+
+fn made(what: &str, value: &str, clone: impl ToString) -> Made {
+    Made { what: what.to_owned(), value: value.trim().to_owned(), clone: clone.to_string() }
+}
+
+/// What two clones made alike.
+fn shared(mut all: Vec<Made>) -> Vec<Made> {
+    all.sort();
+    all.dedup();
+    let same = |a: &Made, b: &Made| a.what == b.what && a.value == b.value;
+    let pairs = all.windows(2).filter(|pair| same(&pair[0], &pair[1]));
+    pairs.map(|pair| pair[1].clone()).collect()
+}
+
+/// What the pages of all clones reported.
+fn reported(page: &Page) -> Vec<Made> {
+    let mut all = Vec::new();
+    for seen in page.seen() {
+        let Some(query) = seen.path.strip_prefix("/report?") else { continue };
+        for pair in query.split('&') {
+            let Some((name, value)) = pair.split_once('=') else { continue };
+            all.push(made(name, value, seen.peer.ip()));
+        }
+    }
+    all
+}
+
+async fn warm_image_is_there(api: &Api) -> Result<()> {
+    wait::until("the warm image is there", BAKE, async || {
+        let text = api.get("/readyz").await?.body;
+        Ok(String::from_utf8_lossy(&text).contains("ready: new sessions are cloned").then_some(()))
+    })
+    .await
+}
+
+/// What programs in a clone made, each kind by name.
+async fn from_inside(api: &Api, session: Uuid) -> Result<Vec<Made>> {
+    let script = "echo urandom $(head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \\n'); \
+        echo uuid $(cat /proc/sys/kernel/random/uuid); \
+        echo machine-id $(cat /etc/machine-id); \
+        echo boot-id $(cat /proc/sys/kernel/random/boot_id); \
+        echo hostname $(hostname); \
+        echo bash $RANDOM$RANDOM$RANDOM$RANDOM; \
+        echo mktemp $(mktemp -u XXXXXXXXXXXXXXXX); \
+        grep -rhoE '\"[a-z_0-9]*(client_id|guid|salt)[a-z_0-9]*\": *\"[^\"]{16,}\"' \
+        ~/.config/holdfast-chromium/'Local State' ~/.config/holdfast-chromium/Default/Preferences \
+        | tr -d ' ' | sed 's/^/chromium:/; s/:\"\\([^\"]*\\)\"$/ \\1/' || true";
+    let ran = api.exec(session, &["bash", "-c", script]).await?;
+    ensure!(ran.code == 0, "{ran:?}");
+    let lines = ran.stdout.lines().filter_map(|line| line.split_once(' '));
+    Ok(lines.map(|(what, value)| made(what, value, session)).collect())
+}
+
+async fn clock_is_right(api: &Api, session: Uuid) -> Result<()> {
+    let before = jiff::Timestamp::now();
+    let ran = api.exec(session, &["date", "+%s%N"]).await?;
+    let after = jiff::Timestamp::now();
+    let guest = jiff::Timestamp::from_nanosecond(ran.stdout.trim().parse()?)?;
+    ensure!(
+        guest >= before - CLOCK && guest <= after + CLOCK,
+        "the guest says {guest}, asked between {before} and {after}"
+    );
+    Ok(())
+}
+
+/// Every pair of clones differs in all that is random.
+#[tokio::test(flavor = "multi_thread")]
+async fn clones_share_no_randomness() -> Result<()> {
+    let count: usize = std::env::var(CLONES).ok().and_then(|n| n.parse().ok()).unwrap_or(4);
+    let page = Page::serve(PAGE).await?;
+    let tls = Hellos::listen().await?;
+    let config = format!(
+        "[egress]\nhost_ports = [{}, {}]\n[vm]\nmemory_budget_mib = 262144\nmax_starting = 2",
+        page.port, tls.port
+    );
+    let server = ServerProcess::start(Options { config, ..Options::default() }).await?;
+    let api = server.api()?;
+    warm_image_is_there(&api).await?;
+    let mut sessions = Vec::new();
+    for index in 0..count {
+        let mut request = fixture::named(&format!("clone {index}"));
+        // The size that warm images are made for.
+        request.memory_mib = None;
+        let url = format!("http://host.holdfast.internal:{}/?tls={}", page.port, tls.port);
+        request.start_url = Some(url);
+        sessions.push(api.create(&request).await?.id);
+    }
+    let mut all = Vec::new();
+    for id in &sessions {
+        api.ready(*id, BOOT).await?;
+        let events = api.events(*id).await?;
+        let is_clone = events.iter().any(|event| event.why.contains("cloned from the warm image"));
+        ensure!(is_clone, "it was not cloned; {}", api.timeline(*id).await);
+        clock_is_right(&api, *id).await?;
+    }
+    let clones = |values: &[Made], what: &str| {
+        let of_kind = values.iter().filter(|made| made.what == what);
+        of_kind.map(|made| made.clone.clone()).collect::<std::collections::BTreeSet<_>>().len()
+    };
+    let deadline = BOOT * u32::try_from(count)?;
+    wait::until("every clone's page and its TLS were seen", deadline, async || {
+        let done = clones(&reported(&page), "values") == count
+            && tls.seen().iter().map(|hello| hello.peer).collect::<std::collections::BTreeSet<_>>().len()
+                == count;
+        Ok(done.then_some(()))
+    })
+    .await?;
+    for id in &sessions {
+        all.extend(from_inside(&api, *id).await?);
+    }
+    all.extend(reported(&page));
+    for hello in tls.seen() {
+        all.push(made("TLS random", &hello.random, hello.peer));
+        all.push(made("TLS session", &hello.session, hello.peer));
+        all.extend(hello.keys.iter().map(|key| made("TLS key share", key, hello.peer)));
+    }
+    for what in ["urandom", "uuid", "machine-id", "boot-id", "bash", "mktemp", "values", "blob"] {
+        ensure!(clones(&all, what) == count, "{what} was not made by every clone: {all:?}");
+    }
+    let kinds: std::collections::BTreeSet<_> = all.iter().map(|made| made.what.clone()).collect();
+    eprintln!("{count} clones, {} values of {kinds:?}", all.len());
+    let shared = shared(all);
+    ensure!(shared.is_empty(), "clones made the same: {shared:?}");
+    server.finish().await
+}
+
+fn claim(vm: VmId, start_url: Option<String>, cloned: bool) -> Result<ClaimRequest> {
+    let random = |bytes: usize| -> String {
+        let uuids = (0..bytes.div_ceil(16)).map(|_| Uuid::new_v4().simple().to_string());
+        uuids.collect()
+    };
+    let name = vm.to_string();
+    Ok(ClaimRequest {
+        hostname: format!("hf-{}", &name[name.len() - 12..]),
+        vm_id: name,
+        session_id: None,
+        secret: random(32),
+        time: jiff::Timestamp::now(),
+        entropy: random(64),
+        dns: Vec::new(),
+        locale: "en-US".into(),
+        timezone: "Etc/UTC".into(),
+        screen: ScreenSize { width: 1280, height: 800 },
+        start_url,
+        cloned,
+    })
+}
+
+/// Restores two VMs from a snapshot with a page open, and answers what their pages report alike.
+async fn twins(
+    driver: &Arc<dyn Driver>,
+    spec: &VmSpec,
+    snapshot: &std::path::Path,
+    secret: &str,
+    page: &Page,
+    cloned: bool,
+) -> Result<Vec<Made>> {
+    let mut addresses = Vec::new();
+    let mut vms = Vec::new();
+    for _ in 0..2 {
+        let spec = VmSpec { vm: VmId::from_uuid(Uuid::now_v7()), ..spec.clone() };
+        driver.create(&spec).await?;
+        vms.push(spec.vm);
+        addresses.push(driver.connect(spec.vm).await?);
+        driver.start(spec.vm, &StartFrom::Snapshot(snapshot.to_owned())).await?;
+        let agent = AgentClient::new(Arc::clone(driver), spec.vm, secret.to_owned());
+        agent.rebind(&claim(spec.vm, None, cloned)?, SOON).await?;
+    }
+    // Pages of before may have reported on the way to the new identity.
+    let from = page.seen().len();
+    let reports = || {
+        let seen = page.seen();
+        let of = |address: &std::net::Ipv4Addr| {
+            let own = seen.iter().skip(from).filter(|seen| seen.peer.ip() == *address);
+            own.filter(|seen| seen.path.starts_with("/report?")).count()
+        };
+        addresses.iter().all(|address| of(address) >= 3)
+    };
+    wait::until("both pages report", BOOT * 2, async || Ok(reports().then_some(()))).await?;
+    let all = reported(page).into_iter();
+    let all = all.filter(|made| addresses.iter().any(|a| made.clone == a.to_string())).collect();
+    for vm in vms {
+        driver.destroy(vm).await?;
+    }
+    Ok(shared(all))
+}
+
+/// A restored VM whose browser goes on makes what its twin makes, and the check sees it; the way of a
+/// fork does not.
+#[tokio::test(flavor = "multi_thread")]
+async fn twins_whose_browser_goes_on_are_found() -> Result<()> {
+    let page = Page::serve(PAGE).await?;
+    let dir = tempfile::Builder::new().prefix("holdfast-test-").tempdir()?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+    std::fs::set_permissions(dir.path(), mode)?;
+    let images = ImageLibrary::new(&holdfast_server::config::default_cache_dir());
+    let image = holdfast_control::ImageSource::current(&images).map_err(anyhow::Error::msg)?;
+    let driver: Arc<dyn Driver> =
+        Arc::new(QemuDriver::open(HostConfig::new(dir.path().join("state")))?);
+    let spec = VmSpec {
+        vm: VmId::from_uuid(Uuid::now_v7()),
+        image,
+        memory_mib: 1536,
+        vcpus: 2,
+        disk_mib: 2048,
+        egress: EgressPolicy {
+            internet: false,
+            host_ports: vec![page.port],
+            private_networks: Vec::new(),
+        },
+        screen: Screen::DEFAULT,
+    };
+    let scope = holdfast_testkit::census::Scope::new(&dir.path().join("state"));
+    let outcome = found(&driver, &spec, &page, dir.path()).await;
+    for left in driver.list().await? {
+        driver.destroy(left.vm).await?;
+    }
+    drop(scope);
+    outcome
+}
+
+async fn found(
+    driver: &Arc<dyn Driver>,
+    spec: &VmSpec,
+    page: &Page,
+    dir: &std::path::Path,
+) -> Result<()> {
+    driver.create(spec).await?;
+    driver.connect(spec.vm).await?;
+    driver.start(spec.vm, &StartFrom::Boot).await?;
+    let agent = AgentClient::new(Arc::clone(driver), spec.vm, String::new());
+    let began = Instant::now();
+    while agent.health(SOON).await.is_err() {
+        ensure!(began.elapsed() < BOOT, "no agent");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let url = format!("http://host.holdfast.internal:{}/", page.port);
+    let request = claim(spec.vm, Some(url), false)?;
+    agent.claim(&request, SOON).await?;
+    wait::until("the page reports", BOOT, async || {
+        Ok((reported(page).len() >= 3).then_some(()))
+    })
+    .await?;
+    let snapshot = dir.join("snapshot");
+    driver.snapshot(spec.vm, &snapshot).await?;
+    driver.destroy(spec.vm).await?;
+    let alike = twins(driver, spec, &snapshot, &request.secret, page, false).await?;
+    ensure!(!alike.is_empty(), "the fault was not found");
+    eprintln!("twins whose browser went on made {} values alike", alike.len());
+    let alike = twins(driver, spec, &snapshot, &request.secret, page, true).await?;
+    let after: Vec<_> = alike.iter().filter(|made| made.what != "math").collect();
+    ensure!(after.is_empty(), "forks made the same: {after:?}");
+    Ok(())
+}

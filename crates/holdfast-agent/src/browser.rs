@@ -130,15 +130,21 @@ async fn is_complete(guest: &Guest, id: &str) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Opens `url` in a new tab in front; a tab that was still empty makes room for it.
+/// Opens `url` in a tab in front; a tab that was still empty makes room for it. A tab that shows it
+/// already is brought to the front, so that a repetition opens no second one.
 ///
 /// # Errors
 /// Chromium does not answer, or refused.
 pub async fn open(guest: &Guest, url: &str) -> io::Result<()> {
     let before = pages(guest).await?;
-    let body = request(guest, Method::PUT, &format!("/json/new?{}", escaped(url))).await?;
-    let opened: Target = serde_json::from_slice(&body).map_err(io::Error::other)?;
-    request(guest, Method::GET, &format!("/json/activate/{}", opened.id)).await?;
+    let id = if let Some(shown) = before.iter().find(|page| page.url == url) {
+        shown.id.clone()
+    } else {
+        let body = request(guest, Method::PUT, &format!("/json/new?{}", escaped(url))).await?;
+        let opened: Target = serde_json::from_slice(&body).map_err(io::Error::other)?;
+        opened.id
+    };
+    request(guest, Method::GET, &format!("/json/activate/{id}")).await?;
     for page in before.iter().filter(|page| is_empty(&page.url)) {
         let _ = request(guest, Method::GET, &format!("/json/close/{}", page.id)).await;
     }

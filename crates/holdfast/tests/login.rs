@@ -12,7 +12,7 @@ use std::{
 
 use tempfile::TempDir;
 
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 const PROVIDER: &str = r#"
 name = "paste"

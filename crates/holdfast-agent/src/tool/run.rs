@@ -17,6 +17,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     process::Child,
     sync::{mpsc, watch},
+    task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
@@ -42,8 +43,9 @@ const ROWS: u16 = 50;
 const TICK: Duration = Duration::from_millis(100);
 /// Output that ends in the middle of a line is taken for complete after this long.
 const QUIET: Duration = Duration::from_millis(250);
-/// How long a link may wait for the browser.
-const BROWSER_DEADLINE: Duration = Duration::from_mins(1);
+/// How long a link may wait for the browser: on a starved machine without hardware virtualisation
+/// Chromium was seen to need more than 3 minutes until it answered.
+const BROWSER_DEADLINE: Duration = Duration::from_mins(10);
 /// How long a tool that has succeeded may go on before it is ended.
 const LAST_WORDS: Duration = Duration::from_millis(1500);
 /// How long a tool may take to end before it is killed.
@@ -110,6 +112,7 @@ impl Run {
             seen: HashSet::new(),
             best: None,
             released: None,
+            opening: JoinSet::new(),
             typed_at: None,
             last_output: Instant::now(),
             started: Instant::now(),
@@ -200,6 +203,8 @@ struct Task {
     best: Option<Candidate>,
     /// The link that is the run's in its status.
     released: Option<String>,
+    /// Links on their way to the browser; given up when another run takes the place of this one.
+    opening: JoinSet<()>,
     typed_at: Option<usize>,
     last_output: Instant,
     started: Instant,
@@ -509,15 +514,16 @@ impl Task {
             .any(|again| since.contains(again))
     }
 
-    fn open_link(&self) {
+    fn open_link(&mut self) {
         if let Some(url) = self.released.clone() {
             self.open_in_browser(url);
         }
     }
 
-    fn open_in_browser(&self, url: String) {
+    fn open_in_browser(&mut self, url: String) {
         let (guest, events) = (self.guest.clone(), self.events.clone());
-        tokio::spawn(async move {
+        while self.opening.try_join_next().is_some() {}
+        self.opening.spawn(async move {
             match browser::open_within(&guest, &url, BROWSER_DEADLINE).await {
                 Ok(()) => {
                     if let Some(events) = events.upgrade() {

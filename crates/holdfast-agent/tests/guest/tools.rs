@@ -249,6 +249,13 @@ async fn the_ends_that_are_no_success() {
         assert_eq!(code, StatusCode::BAD_REQUEST, "{answer}");
         assert!(answer["error"].as_str().expect("a sentence").contains(why), "{answer}");
     }
+    // A disk without room: what the tool says of it is shown.
+    let full = "mkdir .tool; echo token > /dev/full || { echo no room for auth.json; exit 1; }";
+    let rules = json!({"outcome": {"exitCode": 0, "files": [".tool/auth.json"]}});
+    start(&rig, 8, full, rules).await;
+    let status = end(&rig).await;
+    assert!(failure(&status).contains("exit code 1"), "{status:?}");
+    assert!(status.output.contains("no room for auth.json"), "{status:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -24,7 +24,7 @@ use uuid::Uuid;
 use crate::fixture::{self, BOOT, Desktop, SOON};
 
 /// How long a page may take in a machine without hardware virtualisation.
-const PAGE: Duration = Duration::from_mins(5);
+const PAGE: Duration = Duration::from_mins(8);
 // Colours of the provider's pages, see server.mjs.
 const LOGIN: u32 = 0x002a_9d8f;
 const CONSENT: u32 = 0x00e9_a03b;

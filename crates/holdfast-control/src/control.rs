@@ -155,6 +155,7 @@ impl Control {
                 sign_ins.insert(live.session.id, sign_in);
             }
         }
+        pool::adopt(inner).await?;
         let now = inner.clock.now();
         for Live { session, vm } in adopted {
             let holds_room = session.state != SessionState::Requested

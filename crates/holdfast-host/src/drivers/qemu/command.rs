@@ -192,7 +192,9 @@ fn kernel_line(spec: &VmSpec, accel: Accel) -> String {
     let screen = spec.screen;
     let clock = match accel {
         Accel::Kvm => String::new(),
-        Accel::Tcg => format!(" tsc_early_khz={}", super::tsc::khz()),
+        // Every virtual processor reads the host's counter, which the kernel cannot know: it would count
+        // ticks instead, lose them on a busy host, and never be idle.
+        Accel::Tcg => format!(" tsc=reliable tsc_early_khz={}", super::tsc::khz()),
     };
     format!(
         "console=ttyS0 quiet panic=1 reboot=t random.trust_cpu=on{clock} \

@@ -287,6 +287,11 @@ impl Control {
         }
     }
 
+    /// How many VMs of the pool wait for a session.
+    pub fn waiting(&self) -> usize {
+        self.inner.pool.len()
+    }
+
     /// Lets the pool look again whether it can make VMs.
     pub fn wake_pool(&self) {
         self.inner.pool.wake.notify_one();

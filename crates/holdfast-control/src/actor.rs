@@ -133,8 +133,12 @@ async fn step(
             } else {
                 VmState::Booting
             };
+            let secret = checkpoint::next_secret(&live, to)?;
             let edit = Edit::new(&live.session, &live.vm, inner.clock.now())
-                .with_vm(|vm| vm.incarnation += 1)
+                .with_vm(|vm| {
+                    vm.incarnation += 1;
+                    vm.secret = secret;
+                })
                 .vm_to(to, "Disk and network are there.", Actor::Reconciler);
             commit(inner, entry, edit).await.map(|()| Next::Again)
         }

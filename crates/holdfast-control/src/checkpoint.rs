@@ -17,7 +17,7 @@ use crate::{
     Control, ControlError, CreateRequest, Live,
     actor::Next,
     board::Entry,
-    control::{Inner, commit},
+    control::{Inner, commit, random_hex},
     create::new_vm,
     machine::operate,
     records::{Edit, chain},
@@ -42,6 +42,16 @@ pub(crate) fn restores(inner: &Inner, live: &Live) -> bool {
     }
     let first = vm.incarnation == 0 && session.ready_at.is_none();
     first && warm(inner, live).is_some()
+}
+
+/// The secret of a VM that starts. One that is restored from a checkpoint of its own gets another than
+/// it had then: by that its guest knows that it has to renew its clock and its randomness.
+pub(crate) fn next_secret(live: &Live, to: VmState) -> Result<Option<String>, ControlError> {
+    let then = live.session.checkpoint.as_ref().map(|checkpoint| &checkpoint.secret);
+    if to == VmState::Restoring && then.is_some() && then == live.vm.secret.as_ref() {
+        return random_hex::<32>().map(Some);
+    }
+    Ok(live.vm.secret.clone())
 }
 
 /// What a VM in its state starts from.

@@ -156,6 +156,7 @@ impl Control {
                 sign_ins.insert(live.session.id, sign_in);
             }
         }
+        pool::adopt(inner).await?;
         let now = inner.clock.now();
         for Live { session, vm } in adopted {
             let holds_room = session.state != SessionState::Requested
@@ -287,6 +288,11 @@ impl Control {
         if let Some(entry) = self.inner.board.get(id) {
             entry.wake.notify_one();
         }
+    }
+
+    /// How many VMs of the pool wait for a session.
+    pub fn waiting(&self) -> usize {
+        self.inner.pool.len()
     }
 
     /// Lets the pool look again whether it can make VMs.

@@ -43,6 +43,8 @@ const LOOK: Duration = Duration::from_millis(250);
 struct State {
     ready: VecDeque<Vm>,
     asked: VecDeque<Timestamp>,
+    /// To be removed, again and again until it succeeds.
+    leaving: VecDeque<VmId>,
 }
 
 /// VMs that wait for a session.
@@ -85,6 +87,11 @@ impl Pool {
         self.lock().ready.len()
     }
 
+    fn is_empty(&self) -> bool {
+        let state = self.lock();
+        state.ready.is_empty() && state.leaving.is_empty()
+    }
+
     /// As many as were asked for lately, within the configured bounds.
     fn target(&self, inner: &Inner) -> usize {
         let since = inner.clock.now() - DEMAND_WINDOW;
@@ -107,20 +114,12 @@ fn hold(inner: &Inner, vm: &Vm) {
     inner.admission.hold(ticket_of(vm.id), owner, inner.config.pool_memory_mib, vm.created_at);
 }
 
+/// Fills the pool.
 pub(crate) async fn run(inner: Arc<Inner>) {
-    if inner.config.pool_max == 0 && inner.config.pool_min == 0 {
-        return;
-    }
+    let is_off = inner.config.pool_max == 0 && inner.config.pool_min == 0;
     let mut pause = PAUSE;
-    // VMs of before are adopted or removed first; the store may have to come back for that.
-    while let Err(error) = adopt(&inner).await {
-        tracing::warn!(error = chain(&error), "the pool could not be taken over yet");
-        tokio::select! {
-            () = inner.stop.cancelled() => return,
-            () = tokio::time::sleep(PAUSE) => {}
-        }
-    }
-    loop {
+    // What waits from a time when there was a pool is removed by its rounds.
+    while !is_off || !inner.pool.is_empty() {
         let wait = match round(&inner).await {
             Ok(true) => {
                 pause = PAUSE;
@@ -147,6 +146,9 @@ pub(crate) async fn run(inner: Arc<Inner>) {
 
 /// One step towards the target; answers whether another may follow at once.
 async fn round(inner: &Arc<Inner>) -> Result<bool, ControlError> {
+    if remove_leaving(inner).await? {
+        return Ok(true);
+    }
     if let Some(dead) = find_dead(inner).await {
         tracing::warn!(vm = %dead.id, "a VM of the pool ended; it is replaced");
         retire(inner, dead).await?;
@@ -191,32 +193,45 @@ async fn find_dead(inner: &Inner) -> Option<Vm> {
     None
 }
 
-/// VMs of the pool that an earlier server left: whole ones are kept, others removed.
-async fn adopt(inner: &Inner) -> Result<(), ControlError> {
+/// Takes over the VMs that an earlier server left waiting; those that are half made are to leave.
+pub(crate) async fn adopt(inner: &Inner) -> Result<(), ControlError> {
     let rows = inner.store.live_vms().await?;
     for vm in rows.into_iter().filter(|vm| vm.session.is_none() && vm.host == inner.host) {
-        let runs = matches!(
-            inner.driver.inspect(vm.id).await.map(|observed| observed.process),
-            Ok(Process::Running { .. })
-        );
-        if runs && vm.state == VmState::Running {
+        let process = inner.driver.inspect(vm.id).await.map(|observed| observed.process);
+        // One that cannot be seen is kept: unknown is not dead.
+        let ended = matches!(process, Ok(Process::Exited { .. } | Process::NotStarted));
+        if vm.state == VmState::Running && !ended {
             inner.pool.put_back(inner, vm);
         } else {
-            retire(inner, vm).await?;
+            inner.pool.lock().leaving.push_back(vm.id);
         }
     }
     Ok(())
 }
 
 async fn retire(inner: &Inner, vm: Vm) -> Result<(), ControlError> {
-    inner.admission.release(ticket_of(vm.id));
-    let id = vm.id;
-    let vm =
-        if vm.state == VmState::Stopping { vm } else { step(inner, vm, VmState::Stopping).await? };
-    inner.driver.destroy(id).await?;
-    step(inner, vm, VmState::Gone).await?;
+    inner.pool.lock().leaving.push_back(vm.id);
+    remove_leaving(inner).await.map(drop)
+}
+
+/// Removes the VM that is to leave first; says whether there was one.
+async fn remove_leaving(inner: &Inner) -> Result<bool, ControlError> {
+    let Some(id) = inner.pool.lock().leaving.front().copied() else { return Ok(false) };
+    // What memory knows of the row may be older than an attempt that failed half way.
+    let row = inner.store.vm(id).await?;
+    if let Some(vm) = row.filter(|vm| vm.session.is_none() && vm.state != VmState::Gone) {
+        let vm = if vm.state == VmState::Stopping {
+            vm
+        } else {
+            step(inner, vm, VmState::Stopping).await?
+        };
+        inner.driver.destroy(id).await?;
+        step(inner, vm, VmState::Gone).await?;
+    }
+    inner.pool.lock().leaving.retain(|other| *other != id);
+    inner.admission.release(ticket_of(id));
     inner.room.send_modify(|n| *n += 1);
-    Ok(())
+    Ok(true)
 }
 
 async fn step(inner: &Inner, mut vm: Vm, to: VmState) -> Result<Vm, ControlError> {

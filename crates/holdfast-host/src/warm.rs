@@ -171,7 +171,9 @@ fn processor() -> String {
 fn key(fits: &Fits) -> String {
     let mut hash = Sha256::new();
     let Fits { vmm, image, memory_mib, vcpus, disk_mib } = fits;
-    hash.update(format!("{vmm}\n{image}\n{memory_mib} {vcpus} {disk_mib}\n{}", processor()));
+    let version = env!("CARGO_PKG_VERSION");
+    let size = format!("{memory_mib} {vcpus} {disk_mib}");
+    hash.update([version, vmm, image, &size, &processor()].join("\n"));
     hash.finalize().iter().take(16).fold(String::new(), |mut hex, byte| {
         use std::fmt::Write as _;
         let _ = write!(hex, "{byte:02x}");

@@ -5,7 +5,7 @@ use std::{
     fs::{self, File},
     io,
     net::IpAddr,
-    os::unix::fs::symlink,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::Path,
 };
 
@@ -61,7 +61,14 @@ pub(super) fn boot_id() -> String {
 /// Clones were booted once, together: each shows a boot id of its own.
 pub(super) fn renew_boot_id(guest: &Guest) -> io::Result<()> {
     let file = guest.run.join("boot_id");
-    write_atomically(&file, format!("{}\n", uuid::Uuid::new_v4()).as_bytes(), 0o444)?;
+    let id = uuid::Uuid::new_v4().to_string();
+    // Written in place: a clone of a clone has it mounted already, and a file that was replaced cannot
+    // be mounted over.
+    fs::write(&file, format!("{id}\n"))?;
+    if boot_id() == id {
+        return Ok(());
+    }
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o444))?;
     Ok(rustix::mount::mount_bind(&file, BOOT_ID)?)
 }
 

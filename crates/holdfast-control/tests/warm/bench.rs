@@ -180,7 +180,7 @@ impl Bench {
             let vms = self.store.live_vms().await.unwrap();
             let ready = |vm: &Vm| vm.session.is_none() && vm.state.as_str() == "running";
             let ready: Vec<_> = vms.into_iter().filter(ready).collect();
-            if ready.len() == wanted {
+            if ready.len() == wanted && self.control.waiting() == wanted {
                 return ready;
             }
             assert!(began.elapsed() < PATIENCE, "{} wait, not {wanted}", ready.len());

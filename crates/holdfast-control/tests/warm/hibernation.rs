@@ -178,8 +178,9 @@ async fn periodic_checkpoints_wait_for_their_interval_also_after_a_failure() {
     }
     assert_eq!(bench.count(id, "checkpoint.failed").await, 3);
     assert!(began.elapsed() >= 3 * interval, "{:?}", began.elapsed());
-    // A machine that dies comes back from it.
+    // A machine that dies comes back from it, with a clock and randomness of its own.
     bench.until(id, "ready").await;
+    let before = bench.claim(&live);
     bench.machine.crash(live.vm.id, "test");
     while bench.count(id, "repair.restore").await == 0 {
         assert!(began.elapsed() < Duration::from_secs(40), "{}", bench.timeline(id).await);
@@ -187,5 +188,7 @@ async fn periodic_checkpoints_wait_for_their_interval_also_after_a_failure() {
     }
     let back = bench.until(id, "ready").await;
     assert_eq!(back.vm.id, live.vm.id);
+    let after = bench.claim(&back);
+    assert!(after.time > before.time && after.entropy != before.entropy, "{after:?}");
     bench.control.stop().await;
 }

@@ -52,6 +52,21 @@ async fn the_next_server_takes_the_waiting_vms_over() {
 }
 
 #[tokio::test]
+async fn a_server_without_a_pool_removes_those_of_before() {
+    let mut bench = with_pool(2).await;
+    let waiting = bench.waiting(2).await;
+    (bench.config.pool_min, bench.config.pool_max) = (0, 0);
+    bench.restart().await;
+    bench.waiting(0).await;
+    let began = Instant::now();
+    while waiting.iter().any(|vm| bench.machine.claim(vm.id).is_some()) {
+        assert!(began.elapsed() < Duration::from_secs(20), "they are still there");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    bench.control.stop().await;
+}
+
+#[tokio::test]
 async fn one_that_ended_is_replaced() {
     let bench = with_pool(1).await;
     let first = bench.waiting(1).await;

@@ -4,13 +4,16 @@
 mod broken_store;
 mod creation;
 mod document;
+mod drain;
 mod events;
 mod gates;
 mod hostile;
 mod http;
 mod lifecycle;
 mod owners;
+mod postgres;
 mod restart;
 mod server;
+mod shares;
 mod start;
 mod streams;

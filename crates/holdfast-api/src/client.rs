@@ -17,9 +17,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use crate::{
-    Code, Console, CreateSession, CreateToken, Event, EventList, Exec, ExecResult, Explanation,
-    Heartbeat, HostList, NewToken, Problem, ProviderList, Readiness, Session, SessionList,
-    SessionVm, TokenList, Version, VmList,
+    Code, Console, CreateSession, CreateShare, CreateToken, Drain, DrainSessions, Event, EventList,
+    Exec, ExecResult, Explanation, Heartbeat, HostList, NewShare, NewToken, Problem, ProviderList,
+    Readiness, Session, SessionList, SessionVm, ShareList, StartDrain, TokenList, Version, VmList,
 };
 
 mod sign_in;
@@ -251,6 +251,32 @@ impl Client {
     /// Makes an access token; for administrators.
     pub async fn create_token(&self, body: &CreateToken) -> Result<NewToken> {
         self.post("/api/tokens", Some(body)).await
+    }
+
+    /// Makes a link by which somebody without a token sees a session.
+    pub async fn share(&self, id: Uuid, body: &CreateShare) -> Result<NewShare> {
+        self.post(&format!("/api/sessions/{id}/shares"), Some(body)).await
+    }
+
+    /// Links to a session that work now.
+    pub async fn shares(&self, id: Uuid) -> Result<ShareList> {
+        self.get(&format!("/api/sessions/{id}/shares")).await
+    }
+
+    /// Revokes a link to a session.
+    pub async fn revoke_share(&self, id: Uuid, share: Uuid) -> Result<()> {
+        let path = format!("/api/sessions/{id}/shares/{share}");
+        self.exchange(Method::DELETE, &path, None::<&()>, &[], DEADLINE).await.map(|_| ())
+    }
+
+    /// Takes the server's host out of use; for administrators.
+    pub async fn drain(&self, sessions: DrainSessions) -> Result<Drain> {
+        self.post("/api/drain", Some(&StartDrain { sessions })).await
+    }
+
+    /// Lets the server's host take sessions again; for administrators.
+    pub async fn undrain(&self) -> Result<()> {
+        self.exchange(Method::DELETE, "/api/drain", None::<&()>, &[], DEADLINE).await.map(|_| ())
     }
 
     /// All access tokens; for administrators.

@@ -5,9 +5,11 @@
 
 pub mod client;
 pub mod problem;
+pub mod share;
 pub mod signin;
 pub mod types;
 
 pub use problem::{Code, Problem};
+pub use share::*;
 pub use signin::*;
 pub use types::*;

@@ -103,6 +103,18 @@ pub struct Session {
     /// When somebody was last known to be attached.
     #[schema(value_type = String, format = DateTime)]
     pub last_heartbeat: Timestamp,
+    /// When it counts as idle, unless somebody does something; absent without an idle limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub idle_at: Option<Timestamp>,
+    /// When its maximum lifetime is over and it ends; absent once it is ending.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub ends_at: Option<Timestamp>,
+    /// Until when it is kept with nobody attached; absent once it is ending.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub kept_until: Option<Timestamp>,
     /// Page of this session in the dashboard, relative to the server.
     pub url: String,
 }
@@ -209,6 +221,10 @@ pub struct Host {
     /// When it last reported.
     #[schema(value_type = String, format = DateTime)]
     pub seen_at: Timestamp,
+    /// Since when it takes no new sessions; absent while it takes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub draining_since: Option<Timestamp>,
 }
 
 /// Answer to `GET /api/hosts`.

@@ -86,6 +86,12 @@ pub struct SessionConfig {
     /// Age at which a session ends in any case.
     #[serde(with = "humantime_serde")]
     pub max_lifetime: Duration,
+    /// How long a session may be used by nobody although its page is open; `0s`: for ever.
+    #[serde(with = "humantime_serde")]
+    pub idle: Duration,
+    /// How long before a limit strikes the timeline says so.
+    #[serde(with = "humantime_serde")]
+    pub warn: Duration,
     /// How long an ended session answers 410 with its reason.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
@@ -177,6 +183,8 @@ impl Default for SessionConfig {
             lease: control.lease,
             grace: control.grace,
             max_lifetime: control.max_lifetime,
+            idle: control.idle,
+            warn: control.warn,
             retention: control.retention,
             on_idle: OnIdle::End,
             keep_hibernated: control.keep_hibernated,
@@ -285,7 +293,10 @@ impl Config {
                 return refuse(key, "it has at least one second");
             }
         }
-        if [session.lease, session.grace, session.max_lifetime, session.retention]
+        if !session.idle.is_zero() && session.idle < Duration::from_mins(1) {
+            return refuse("session.idle", "it is 0s, or at least one minute");
+        }
+        if [session.idle, session.lease, session.grace, session.max_lifetime, session.retention]
             .iter()
             .any(|value| *value > LONGEST)
         {
@@ -324,6 +335,8 @@ impl Config {
             lease: self.session.lease,
             grace: self.session.grace,
             max_lifetime: self.session.max_lifetime,
+            idle: self.session.idle,
+            warn: self.session.warn,
             retention: self.session.retention,
             boot_deadline: self.session.boot_deadline,
             keep_credentials: self.session.keep_credentials,

@@ -1,10 +1,10 @@
 //! Domain types to wire types, by hand.
 
 use holdfast_api as api;
-use holdfast_control::Live;
+use holdfast_control::{Limits, Live};
 use holdfast_core::{Event, Session, Vm, provider::Provider};
 
-pub(crate) fn session(session: &Session, owner: String) -> api::Session {
+pub(crate) fn session(session: &Session, owner: String, limits: Option<Limits>) -> api::Session {
     api::Session {
         id: session.id.as_uuid(),
         state: session.state.as_str().to_owned(),
@@ -26,6 +26,9 @@ pub(crate) fn session(session: &Session, owner: String) -> api::Session {
         ended_at: session.ended_at,
         expires_at: session.lease_expires_at,
         last_heartbeat: session.last_heartbeat_at,
+        idle_at: limits.and_then(|limits| limits.idle_at),
+        ends_at: limits.map(|limits| limits.ends_at),
+        kept_until: limits.map(|limits| limits.kept_until),
         url: format!("/?session={}", session.id),
     }
 }

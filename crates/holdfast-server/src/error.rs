@@ -9,6 +9,9 @@ use holdfast_store::StoreError;
 /// Why a server could not start or went down.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
+    /// The server is stopping.
+    #[error("the server is stopping")]
+    Stopping,
     /// The address is taken or not allowed.
     #[error(
         "cannot listen on {address}: is another server running? Choose another address with --listen"

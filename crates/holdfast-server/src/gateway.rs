@@ -3,7 +3,8 @@
 //! Each connection is one task that copies both ways, with the other side's pace as its own:
 //! nothing is queued beyond one buffer. The two directions do not wait for each other, so neither a
 //! guest that is paused nor a viewer that went away can hide from the pulse. A stream that does not
-//! answer pings is half-open and ends; one that does keeps its session's lease alive.
+//! answer pings is half-open and ends; one that does keeps its session's lease alive. A stream also
+//! ends when the right that it was opened with does.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -18,11 +19,12 @@ use futures::{Sink, SinkExt as _, Stream, StreamExt as _};
 use holdfast_control::Attached;
 use holdfast_core::SessionState;
 use holdfast_host::driver::GuestStream;
+
+use crate::{access::Viewer, rfb, state::AppState};
 use tokio_tungstenite::{WebSocketStream, tungstenite};
 use tokio_util::{
     codec::{BytesCodec, FramedWrite},
     io::ReaderStream,
-    sync::CancellationToken,
 };
 
 /// Size of the buffer from the guest; one WebSocket message holds at most this much.
@@ -43,6 +45,8 @@ type End = (u16, &'static str);
 
 const GUEST_CLOSED: End = (4502, "the session's machine closed the connection");
 const SERVER_STOPS: End = (1012, "the server is restarting; the session goes on");
+const ACCESS_OVER: End = (4401, "the right to see this session has expired or was revoked");
+const NOT_ALLOWED: End = (4403, "this link may only be looked through");
 const HALF_OPEN: End = (4408, "no answer to pings");
 
 /// Notices when the other side is not heard from any more.
@@ -108,18 +112,22 @@ pub(crate) async fn desktop(
     socket: WebSocket,
     guest: GuestStream,
     attached: Attached,
-    stop: CancellationToken,
+    (state, viewer): (AppState, Viewer),
 ) {
+    let view_only = matches!(&viewer, Viewer::Shown(link) if link.view_only);
     let (from_guest, to_guest) = tokio::io::split(guest);
     let from_guest =
         ReaderStream::with_capacity(from_guest, BUFFER).map(|read| read.map(Message::Binary).ok());
     let to_guest = FramedWrite::new(to_guest, BytesCodec::new());
-    let translate = |message| match message {
-        Message::Binary(data) => Some(data),
+    let mut client = rfb::Client::new(view_only);
+    let translate = |message| {
         // RFB knows no text.
-        _ => None,
+        let Message::Binary(data) = message else { return Ok(Said::default()) };
+        let mut passed = Vec::with_capacity(data.len());
+        let used = client.take(&data, &mut passed).map_err(|_| NOT_ALLOWED)?;
+        Ok(Said { message: (!passed.is_empty()).then(|| Bytes::from(passed)), used })
     };
-    carry("desktop", socket, (from_guest, to_guest), translate, attached, stop).await;
+    carry("desktop", socket, (from_guest, to_guest), translate, attached, (state, viewer)).await;
 }
 
 /// Carries a terminal: messages are passed on as they are.
@@ -127,7 +135,7 @@ pub(crate) async fn terminal(
     socket: WebSocket,
     guest: WebSocketStream<GuestStream>,
     attached: Attached,
-    stop: CancellationToken,
+    (state, viewer): (AppState, Viewer),
 ) {
     let (to_guest, from_guest) = guest.split();
     let from_guest = from_guest.filter_map(async |message| match message {
@@ -137,21 +145,40 @@ pub(crate) async fn terminal(
         Ok(_) => None,
     });
     let translate = |message| match message {
-        Message::Binary(data) => Some(tungstenite::Message::Binary(data)),
-        Message::Text(text) => Some(tungstenite::Message::text(text.as_str())),
-        _ => None,
+        Message::Binary(data) => {
+            Ok(Said { message: Some(tungstenite::Message::Binary(data)), used: true })
+        }
+        // Its size changed: nobody typed.
+        Message::Text(text) => {
+            Ok(Said { message: Some(tungstenite::Message::text(text.as_str())), used: false })
+        }
+        _ => Ok(Said::default()),
     };
-    carry("terminal", socket, (from_guest, to_guest), translate, attached, stop).await;
+    carry("terminal", socket, (from_guest, to_guest), translate, attached, (state, viewer)).await;
 }
 
-/// Copies both ways until one side ends, the session's route changes, or the server stops.
+/// What a viewer said, as the guest is told it.
+struct Said<T> {
+    message: Option<T>,
+    /// It is something that a person does.
+    used: bool,
+}
+
+impl<T> Default for Said<T> {
+    fn default() -> Self {
+        Self { message: None, used: false }
+    }
+}
+
+/// Copies both ways until one side ends, the session's route changes, the viewer's right is over,
+/// or the server stops.
 async fn carry<T>(
     kind: &'static str,
     socket: WebSocket,
     guest: (impl Stream<Item = Option<Message>>, impl Sink<T> + Unpin),
-    translate: impl Fn(Message) -> Option<T>,
+    mut translate: impl FnMut(Message) -> Result<Said<T>, End>,
     attached: Attached,
-    stop: CancellationToken,
+    (state, viewer): (AppState, Viewer),
 ) {
     let (mut to_user, mut from_user) = socket.split();
     let (from_guest, mut to_guest) = guest;
@@ -182,7 +209,14 @@ async fn carry<T>(
                     Some(Ok(message)) => message,
                 };
                 pulse.heard(&attached);
-                let Some(message) = translate(message) else { continue };
+                let said = match translate(message) {
+                    Ok(said) => said,
+                    Err(end) => return Some(end),
+                };
+                if said.used {
+                    attached.used();
+                }
+                let Some(message) = said.message else { continue };
                 pulse.deaf(true);
                 let sent = tokio::time::timeout(GUEST_PATIENCE, to_guest.send(message)).await;
                 pulse.deaf(false);
@@ -195,7 +229,8 @@ async fn carry<T>(
             end = down => end,
             end = up => end,
             () = pulse.stops() => Some(HALF_OPEN),
-            () = stop.cancelled() => Some(SERVER_STOPS),
+            () = state.stop.cancelled() => Some(SERVER_STOPS),
+            () = viewer.ended(&state) => Some(ACCESS_OVER),
             state = watch.ended() => Some(route_changed(state)),
         }
     };

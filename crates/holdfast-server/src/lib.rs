@@ -4,10 +4,12 @@
 //! It must never decide what becomes of a session (control does), nor see a guest's address (the
 //! host layer does). The server is disposable: it holds nothing that a crash may not lose.
 
+mod access;
 pub mod assets;
 pub mod auth;
 pub mod config;
 mod convert;
+mod drain;
 mod drivers;
 mod error;
 mod extract;
@@ -16,6 +18,7 @@ mod images;
 mod metrics;
 pub mod openapi;
 mod problem;
+mod rfb;
 mod router;
 mod routes;
 mod serve;

@@ -52,6 +52,7 @@ impl ApiError {
     pub(crate) fn close_frame(&self) -> (u16, String) {
         let code = match self.code {
             Code::Unauthorized => 4401,
+            Code::Forbidden => 4403,
             Code::NotFound => 4404,
             Code::Gone => 4410,
             Code::Conflict => 4409,

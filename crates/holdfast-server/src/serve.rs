@@ -44,7 +44,7 @@ pub(crate) struct Boot {
 pub struct Server {
     config: Arc<Config>,
     replaced: Replaced,
-    dir: StateDir,
+    dir: Arc<StateDir>,
     listener: TcpListener,
     address: SocketAddr,
     admin_token: String,
@@ -64,7 +64,7 @@ impl Server {
         let listen_failed = |source| ServerError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen_failed)?;
         let address = listener.local_addr().map_err(listen_failed)?;
-        let dir = StateDir::lock(&config.state_dir)?;
+        let dir = Arc::new(StateDir::lock(&config.state_dir)?);
         let admin_token = auth::admin_token(&dir)?;
         dir.write(ADDRESS_FILE, &format!("{}\n", url_of(address)))?;
         let boot = Boot { progress: Progress::new(), ready: Arc::default() };

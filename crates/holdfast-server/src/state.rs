@@ -9,6 +9,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     Config,
     auth::{Principal, TokenCache},
+    drain::Drain,
     problem::{ApiError, ApiResult},
     wiring::VerdictWatch,
 };
@@ -26,6 +27,8 @@ pub struct AppState {
     pub images: Arc<dyn holdfast_control::ImageSource>,
     /// Whether the driver proved itself, and why it was chosen.
     pub(crate) verdict: VerdictWatch,
+    /// Whether this host takes new sessions.
+    pub(crate) drain: Arc<Drain>,
     /// Streams that are open: the end of the server waits for them to be closed properly.
     pub(crate) streams: TaskTracker,
     /// Cancelled when the server stops: long answers end.

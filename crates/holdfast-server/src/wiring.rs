@@ -21,6 +21,7 @@ use crate::{
     Config, ImageLibrary, ServerError, WarmImages, auth,
     auth::TokenCache,
     config::DriverChoice,
+    drain::Drain,
     drivers::{self, Verdict},
     images::SimulatedImages,
     state::AppState,
@@ -73,7 +74,7 @@ impl Progress {
 pub(crate) async fn open(
     config: Arc<Config>,
     replaced: Replaced,
-    dir: &StateDir,
+    dir: &Arc<StateDir>,
     admin_token: &str,
     progress: &Progress,
     stop: CancellationToken,
@@ -117,7 +118,9 @@ pub(crate) async fn open(
         store_knows_host,
     });
     progress.say("reconciler", "sessions are being taken over");
+    let drain = Arc::new(Drain::open(dir, &control)?);
     let state = AppState {
+        drain,
         control,
         config,
         tokens: Arc::new(TokenCache::default()),
@@ -236,6 +239,7 @@ async fn report_host(state: AppState, host: HostId) {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             address: None,
             seen_at: Timestamp::now(),
+            draining_since: state.drain.since(),
         };
         if let Err(error) = state.control.store().upsert_host(record).await {
             tracing::warn!(error = crate::error::chain(&error), "this host could not be reported");

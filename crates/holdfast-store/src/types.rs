@@ -143,6 +143,8 @@ pub struct HostRecord {
     pub address: Option<Ipv4Addr>,
     /// When it last said so.
     pub seen_at: Timestamp,
+    /// Since when it takes no new sessions.
+    pub draining_since: Option<Timestamp>,
 }
 
 /// What [`super::Store::check`] found.

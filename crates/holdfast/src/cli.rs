@@ -63,6 +63,17 @@ pub enum Command {
     /// Machines that run virtual machines.
     #[command(subcommand)]
     Host(HostCommand),
+    /// Take no new sessions on the server's host, also after a restart of the server.
+    Drain {
+        /// Put away what runs.
+        #[arg(long, conflicts_with = "end")]
+        hibernate: bool,
+        /// End what runs.
+        #[arg(long)]
+        end: bool,
+    },
+    /// Take sessions again.
+    Undrain,
     /// Access tokens.
     #[command(subcommand)]
     Token(TokenCommand),

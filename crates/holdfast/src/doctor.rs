@@ -89,6 +89,9 @@ pub async fn run(global: &Global, args: DoctorArgs) -> anyhow::Result<ExitCode> 
     }
     report.add(store(&config).await);
     report.add(server(global).await);
+    if let Some(check) = unit() {
+        report.add(check);
+    }
     let failed = report.checks.iter().filter(|check| check.status == Status::Fail).count();
     if global.json {
         output::json(&serde_json::json!({ "ok": failed == 0, "checks": report.checks }))?;
@@ -154,6 +157,41 @@ fn memory() -> Check {
     } else {
         warn("memory", detail, "a desktop takes 2 GiB; give this machine more, or sessions less")
     }
+}
+
+/// Where systemd runs the server: whether stopping the service would end machines.
+fn unit() -> Option<Check> {
+    if !Path::new("/run/systemd/system").exists() {
+        return None;
+    }
+    let shown = std::process::Command::new("systemctl")
+        .args(["show", "holdfast.service", "--property=LoadState,KillMode,Delegate"])
+        .output()
+        .ok()?;
+    judge_unit(&String::from_utf8_lossy(&shown.stdout))
+}
+
+fn judge_unit(properties: &str) -> Option<Check> {
+    let value = |name: &str| {
+        let mut pairs = properties.lines().filter_map(|line| line.split_once('='));
+        pairs.find(|(key, _)| *key == name).map_or("", |(_, value)| value)
+    };
+    if value("LoadState") != "loaded" {
+        return None;
+    }
+    let remedy = "use packaging/holdfast.service, then `systemctl daemon-reload`";
+    Some(if value("KillMode") != "process" {
+        let detail = format!(
+            "KillMode={}: stopping the service can end machines with it",
+            value("KillMode")
+        );
+        fail("unit", detail, remedy)
+    } else if value("Delegate") == "yes" {
+        let detail = "Delegate=yes: a restart fails with 219/CGROUP while machines are below it";
+        fail("unit", detail, remedy)
+    } else {
+        ok("unit", "stopping or upgrading the service leaves machines running")
+    })
 }
 
 fn rights() -> Check {
@@ -352,5 +390,29 @@ async fn server(global: &Global) -> Check {
                 missing.map(|check| format!("{}: {}", check.name, check.detail)).collect();
             fail("server", format!("not ready: {}", missing.join("; ")), "see its log")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_that_would_end_machines_is_found() {
+        let judge = |kill: &str, delegate: &str| {
+            let text = format!("LoadState=loaded\nKillMode={kill}\nDelegate={delegate}\n");
+            judge_unit(&text).map(|check| check.status)
+        };
+        assert_eq!(judge("process", "no"), Some(Status::Ok));
+        assert_eq!(judge("control-group", "no"), Some(Status::Fail));
+        assert_eq!(judge("mixed", "no"), Some(Status::Fail));
+        assert_eq!(judge("process", "yes"), Some(Status::Fail));
+        let absent = "LoadState=not-found\nKillMode=control-group\n";
+        assert!(judge_unit(absent).is_none());
+        let shipped = include_str!("../../../packaging/holdfast.service");
+        assert_eq!(
+            judge_unit(&format!("LoadState=loaded\n{shipped}")).map(|c| c.status),
+            Some(Status::Ok)
+        );
     }
 }

@@ -1,7 +1,8 @@
-//! `holdfast vm ls`, `holdfast host ls`, `holdfast version`.
+//! `holdfast vm ls`, `holdfast host ls`, `holdfast drain`, `holdfast undrain`, `holdfast version`.
 
 use std::time::Duration;
 
+use holdfast_api::DrainSessions;
 use serde_json::json;
 
 use crate::{cli::Global, connect, output};
@@ -53,6 +54,34 @@ pub async fn hosts(global: &Global) -> anyhow::Result<()> {
         ]);
     }
     output::print_table(&table, "No host has reported yet.");
+    Ok(())
+}
+
+/// Takes the server's host out of use, and says how many sessions still use it.
+pub async fn drain(global: &Global, hibernate: bool, end: bool) -> anyhow::Result<()> {
+    let sessions = match (hibernate, end) {
+        (true, _) => DrainSessions::Hibernate,
+        (_, true) => DrainSessions::End,
+        _ => DrainSessions::Keep,
+    };
+    let drain = connect::client(global)?.drain(sessions).await?;
+    if global.json {
+        return output::json(&drain);
+    }
+    eprintln!("New sessions are refused until `holdfast undrain`.");
+    match drain.left.len() {
+        0 => eprintln!("No session uses this host."),
+        left => {
+            eprintln!("{left} session(s) still use this host; repeat the command to look again.")
+        }
+    }
+    Ok(())
+}
+
+/// Lets the server's host take sessions again.
+pub async fn undrain(global: &Global) -> anyhow::Result<()> {
+    connect::client(global)?.undrain().await?;
+    eprintln!("New sessions are taken.");
     Ok(())
 }
 

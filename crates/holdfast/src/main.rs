@@ -61,6 +61,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Provider(command) => provider::run(&global, command).await?,
         Command::Vm(cli::VmCommand::Ls) => inventory::vms(&global).await?,
         Command::Host(cli::HostCommand::Ls) => inventory::hosts(&global).await?,
+        Command::Drain { hibernate, end } => inventory::drain(&global, hibernate, end).await?,
+        Command::Undrain => inventory::undrain(&global).await?,
         Command::Token(command) => token::run(&global, command).await?,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "holdfast", &mut std::io::stdout());

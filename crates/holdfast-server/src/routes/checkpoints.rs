@@ -24,7 +24,11 @@ pub(crate) async fn hibernate(
     state.visible(&who, id).await?;
     let live = state.control.hibernate(id, Actor::User).await?;
     let owner = state.owner_name(&who, live.session.owner).await;
-    Ok((StatusCode::ACCEPTED, JsonAnswer(convert::session(&live.session, owner))).into_response())
+    Ok((
+        StatusCode::ACCEPTED,
+        JsonAnswer(convert::session(&live.session, owner, state.control.limits(&live.session))),
+    )
+        .into_response())
 }
 
 /// Bring a session back as it was. Repeating it is harmless.
@@ -39,7 +43,11 @@ pub(crate) async fn resume(
     state.visible(&who, id).await?;
     let live = state.control.resume(id, Actor::User).await?;
     let owner = state.owner_name(&who, live.session.owner).await;
-    Ok((StatusCode::ACCEPTED, JsonAnswer(convert::session(&live.session, owner))).into_response())
+    Ok((
+        StatusCode::ACCEPTED,
+        JsonAnswer(convert::session(&live.session, owner, state.control.limits(&live.session))),
+    )
+        .into_response())
 }
 
 /// Make another session with the same state and a new identity; the first one goes on.
@@ -60,5 +68,9 @@ pub(crate) async fn fork(
     };
     let (live, _) = state.control.fork(id, request).await?;
     let owner = state.owner_name(&who, live.session.owner).await;
-    Ok((StatusCode::CREATED, JsonAnswer(convert::session(&live.session, owner))).into_response())
+    Ok((
+        StatusCode::CREATED,
+        JsonAnswer(convert::session(&live.session, owner, state.control.limits(&live.session))),
+    )
+        .into_response())
 }

@@ -20,6 +20,7 @@ use tokio::sync::{broadcast::error::RecvError, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
+    access::Viewer,
     auth::Principal,
     convert,
     extract::Id,
@@ -49,17 +50,17 @@ pub(crate) struct EventsQuery {
     responses((status = 200, body = api::EventList), (status = 401, body = Problem), (status = 404, body = Problem), (status = 503, body = Problem)))]
 pub(crate) async fn of_session(
     State(state): State<AppState>,
-    who: Principal,
+    viewer: Viewer,
     Id(id): Id,
     headers: HeaderMap,
     query: Result<Query<EventsQuery>, axum::extract::rejection::QueryRejection>,
 ) -> ApiResult<Response> {
     let Query(query) = query.map_err(|e| ApiError::new(Code::BadRequest, e.body_text()))?;
-    state.visible(&who, id).await?;
+    viewer.visible(&state, id).await?;
     let resumed = headers.get("last-event-id").and_then(|v| v.to_str().ok()?.parse().ok());
     let after = resumed.or(query.after).unwrap_or(0);
     if wants_stream(&headers) {
-        return Ok(follow(state, who, id, after).into_response());
+        return Ok(follow(state, viewer, id, after).into_response());
     }
     let events = state.control.events(id, after, PAGE).await?;
     let events = events.iter().map(convert::event).collect();
@@ -77,7 +78,7 @@ type Stopped = ();
 
 fn follow(
     state: AppState,
-    who: Principal,
+    viewer: Viewer,
     id: SessionId,
     mut after: i64,
 ) -> Sse<impl Stream<Item = Result<Sent, Infallible>>> {
@@ -86,21 +87,25 @@ fn follow(
         // Subscribed before the first read, so nothing falls between the two.
         let mut notices = state.control.notices();
         let mut shown = None;
-        loop {
-            let Ok(complete) = send_new(&state, &who, id, &mut after, &mut shown, &sender).await
-            else {
-                return;
-            };
-            let next = next_notice(&state, &mut notices, Some(id), &sender);
-            let next = if complete {
-                next.await
-            } else {
-                // The store could not be read: what was missed is not announced again.
-                tokio::time::timeout(READ_AGAIN, next).await.unwrap_or(Ok(None))
-            };
-            if next.is_err() {
-                return;
+        let following = async {
+            loop {
+                let sent = send_new(&state, &viewer, id, &mut after, &mut shown, &sender).await;
+                let Ok(complete) = sent else { return };
+                let next = next_notice(&state, &mut notices, Some(id), &sender);
+                let next = if complete {
+                    next.await
+                } else {
+                    // The store could not be read: what was missed is not announced again.
+                    tokio::time::timeout(READ_AGAIN, next).await.unwrap_or(Ok(None))
+                };
+                if next.is_err() {
+                    return;
+                }
             }
+        };
+        tokio::select! {
+            () = following => {}
+            () = viewer.ended(&state) => {}
         }
     });
     Sse::new(ReceiverStream::new(receiver)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
@@ -109,7 +114,7 @@ fn follow(
 /// Sends what is new. Answers whether everything could be read.
 async fn send_new(
     state: &AppState,
-    who: &Principal,
+    viewer: &Viewer,
     id: SessionId,
     after: &mut i64,
     shown: &mut Option<Generation>,
@@ -132,9 +137,13 @@ async fn send_new(
     let Ok(Some(live)) = state.control.find(id).await else { return Ok(false) };
     // A heartbeat changes no generation and is not worth a message.
     if *shown != Some(live.session.generation) {
-        let owner = state.owner_name(who, live.session.owner).await;
-        let message =
-            Sent::default().event("session").json_data(convert::session(&live.session, owner));
+        let owner = viewer.owner_name(state, &live).await;
+        let limits = state.control.limits(&live.session);
+        let message = Sent::default().event("session").json_data(convert::session(
+            &live.session,
+            owner,
+            limits,
+        ));
         send(sender, message).await?;
         *shown = Some(live.session.generation);
     }
@@ -161,9 +170,11 @@ pub(crate) async fn of_all(
                 Some(notice) => match state.visible(&who, notice.session).await {
                     Ok(live) => {
                         let owner = state.owner_name(&who, live.session.owner).await;
-                        Sent::default()
-                            .event("session")
-                            .json_data(convert::session(&live.session, owner))
+                        Sent::default().event("session").json_data(convert::session(
+                            &live.session,
+                            owner,
+                            state.control.limits(&live.session),
+                        ))
                     }
                     Err(_) => continue,
                 },

@@ -53,7 +53,7 @@ pub(crate) async fn explain(
     let owner = state.owner_name(&who, live.session.owner).await;
     Ok(JsonAnswer(api::Explanation {
         summary: summary(&live, seen, streams, now, state.control.config().grace),
-        session: convert::session(&live.session, owner),
+        session: convert::session(&live.session, owner, state.control.limits(&live.session)),
         vm: convert::vm(&live.vm, None),
         machine,
         lease: api::Lease {

@@ -56,6 +56,7 @@ pub(crate) async fn hosts(
             memory_mib: host.memory_mib,
             version: host.version,
             seen_at: host.seen_at,
+            draining_since: host.draining_since,
         })
         .collect();
     Ok(JsonAnswer(api::HostList { hosts }))
@@ -86,7 +87,7 @@ pub(crate) async fn version(
         store: state.control.store().kind().to_owned(),
         owner: who.name,
         admin: who.admin,
-        features: ["hibernate", "fork", "sign_in"].map(str::to_owned).to_vec(),
+        features: ["hibernate", "fork", "share", "sign_in"].map(str::to_owned).to_vec(),
     })
 }
 
@@ -142,6 +143,14 @@ pub(crate) async fn readyz(State(state): State<AppState>) -> Response {
                 .to_owned(),
         ),
     ];
+    // A drained host serves what it has: it is ready, and says why it takes nothing new.
+    let drain = match state.drain.since() {
+        Some(since) => {
+            format!("no new sessions since {since}; `holdfast undrain` takes them again")
+        }
+        None => "new sessions are taken".to_owned(),
+    };
+    checks.push(check("drain", true, drain));
     // Without one sessions boot cold, which is slower and not wrong.
     checks.extend(state.images.warm_status().map(|status| check("warm image", true, status)));
     let ready = checks.iter().all(|check| check.ok);

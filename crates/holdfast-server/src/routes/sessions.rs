@@ -22,6 +22,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
 
 use crate::{
+    access::Viewer,
     auth::Principal,
     convert,
     extract::{Id, Json},
@@ -51,7 +52,7 @@ pub(crate) async fn create(
     let sign_in = super::signin::wanted(&state, &who, &provider, recipient, webhook).await?;
     let request = CreateRequest { owner: who.owner, spec, sign_in, key };
     let (live, replayed) = state.control.create(request).await?;
-    let body = convert::session(&live.session, who.name);
+    let body = convert::session(&live.session, who.name, state.control.limits(&live.session));
     let location = format!("/api/sessions/{}", live.session.id);
     let mut response = (StatusCode::CREATED, JsonAnswer(body)).into_response();
     if let Ok(value) = HeaderValue::from_str(&location) {
@@ -184,7 +185,7 @@ pub(crate) async fn list(
     for session in &found {
         let name = state.owner_name(&who, session.owner).await;
         if query.owner.as_ref().is_none_or(|wanted| *wanted == name) {
-            sessions.push(convert::session(session, name));
+            sessions.push(convert::session(session, name, state.control.limits(session)));
         }
     }
     Ok(JsonAnswer(api::SessionList { sessions }))
@@ -196,13 +197,13 @@ pub(crate) async fn list(
         (status = 410, body = Problem), (status = 503, body = Problem)))]
 pub(crate) async fn read(
     State(state): State<AppState>,
-    who: Principal,
+    viewer: Viewer,
     Id(id): Id,
 ) -> ApiResult<JsonAnswer<api::Session>> {
-    let live = state.visible(&who, id).await?;
+    let live = viewer.visible(&state, id).await?;
     refuse_ended(&live)?;
-    let owner = state.owner_name(&who, live.session.owner).await;
-    Ok(JsonAnswer(convert::session(&live.session, owner)))
+    let owner = viewer.owner_name(&state, &live).await;
+    Ok(JsonAnswer(convert::session(&live.session, owner, state.control.limits(&live.session))))
 }
 
 fn refuse_ended(live: &Live) -> ApiResult<()> {
@@ -239,7 +240,11 @@ pub(crate) async fn end(
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let owner = state.owner_name(&who, live.session.owner).await;
-    Ok((StatusCode::ACCEPTED, JsonAnswer(convert::session(&live.session, owner))).into_response())
+    Ok((
+        StatusCode::ACCEPTED,
+        JsonAnswer(convert::session(&live.session, owner, state.control.limits(&live.session))),
+    )
+        .into_response())
 }
 
 /// Say that somebody is attached.

@@ -18,7 +18,7 @@ use holdfast_control::{GuestPort, guest_error};
 use http::{HeaderMap, header};
 use serde::Deserialize;
 
-use crate::{auth::Principal, extract::Id, gateway, problem::ApiError, state::AppState};
+use crate::{access::Viewer, extract::Id, gateway, problem::ApiError, state::AppState};
 
 /// Largest message from a viewer: a pasted clipboard, not a file.
 const MAX_MESSAGE: usize = 4 << 20;
@@ -33,7 +33,7 @@ type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
         (status = 401, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 410, body = Problem), (status = 426, body = Problem), (status = 502, body = Problem)))]
 pub(crate) async fn desktop(
     State(state): State<AppState>,
-    who: Result<Principal, ApiError>,
+    viewer: Result<Viewer, ApiError>,
     Id(id): Id,
     headers: HeaderMap,
     upgrade: Upgrade,
@@ -43,14 +43,19 @@ pub(crate) async fn desktop(
         Err(error) => return error.into_response(),
     };
     let opened = async {
-        state.visible(&who?, id).await?;
-        Ok(state.control.open(id, GuestPort::Desktop).await?)
+        let viewer = viewer?;
+        viewer.visible(&state, id).await?;
+        let (guest, attached) = match &viewer {
+            Viewer::Person { .. } => state.control.open(id, GuestPort::Desktop).await?,
+            Viewer::Shown(_) => state.control.open_shown(id).await?,
+        };
+        Ok((guest, attached, viewer))
     };
     match opened.await {
-        Ok((guest, attached)) => {
-            let (stop, streams) = (state.stop, state.streams.token());
+        Ok((guest, attached, viewer)) => {
+            let streams = state.streams.token();
             upgrade.on_upgrade(async move |socket| {
-                gateway::desktop(socket, guest, attached, stop).await;
+                gateway::desktop(socket, guest, attached, (state, viewer)).await;
                 drop(streams);
             })
         }
@@ -83,7 +88,7 @@ const fn twenty_four() -> u16 {
         (status = 401, body = Problem), (status = 404, body = Problem), (status = 409, body = Problem), (status = 410, body = Problem), (status = 426, body = Problem), (status = 502, body = Problem)))]
 pub(crate) async fn terminal(
     State(state): State<AppState>,
-    who: Result<Principal, ApiError>,
+    viewer: Result<Viewer, ApiError>,
     Id(id): Id,
     headers: HeaderMap,
     query: Result<Query<TerminalQuery>, axum::extract::rejection::QueryRejection>,
@@ -103,19 +108,24 @@ pub(crate) async fn terminal(
         Err(error) => return error.into_response(),
     };
     let opened = async {
-        state.visible(&who?, id).await?;
+        // A link shows the desktop alone: what it carries is no right here.
+        let viewer = viewer?;
+        let Viewer::Person { .. } = &viewer else {
+            return Err(ApiError::new(Code::Forbidden, "A share link shows the desktop alone."));
+        };
+        viewer.visible(&state, id).await?;
         let (agent, attached) = state.control.agent(id).await?;
         let guest = agent
             .terminal("main", size.cols, size.rows, TERMINAL_DEADLINE)
             .await
             .map_err(|error| guest_error(&error))?;
-        Ok((guest, attached))
+        Ok((guest, attached, viewer))
     };
     match opened.await {
-        Ok((guest, attached)) => {
-            let (stop, streams) = (state.stop, state.streams.token());
+        Ok((guest, attached, viewer)) => {
+            let streams = state.streams.token();
             upgrade.on_upgrade(async move |socket| {
-                gateway::terminal(socket, guest, attached, stop).await;
+                gateway::terminal(socket, guest, attached, (state, viewer)).await;
                 drop(streams);
             })
         }

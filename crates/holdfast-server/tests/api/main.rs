@@ -4,14 +4,17 @@
 mod broken_store;
 mod creation;
 mod document;
+mod drain;
 mod events;
 mod gates;
 mod hostile;
 mod http;
 mod lifecycle;
 mod owners;
+mod postgres;
 mod restart;
 mod server;
+mod shares;
 mod signin;
 mod start;
 mod streams;

@@ -177,6 +177,34 @@ async fn a_half_open_viewer_is_let_go() {
 }
 
 impl Viewer {
+    /// Opens the desktop with a share link's secret alone.
+    pub async fn shown(
+        server: &TestServer,
+        id: Uuid,
+        secret: &str,
+    ) -> Result<Self, (u16, Option<Problem>)> {
+        Self::open(server, &format!("/api/sessions/{id}/desktop?share={secret}"), "", false).await
+    }
+
+    /// Says something to the VNC server.
+    pub async fn say(&mut self, bytes: &[u8]) {
+        self.socket.send(Message::binary(bytes.to_vec())).await.unwrap();
+    }
+
+    /// Goes through the handshake and sees that pictures come.
+    pub async fn picture(&mut self) {
+        self.say(b"RFB 003.008\n\x01\x00").await;
+        // Version, security types, result, and the size of the screen.
+        let mut seen = 0;
+        while seen < 12 + 2 + 4 + 24 {
+            seen += self.binary().await.len();
+        }
+        self.say(&[3, 0, 0, 0, 0, 0, 5, 0, 3, 32]).await;
+        while seen < 1280 * 800 * 4 {
+            seen += self.binary().await.len();
+        }
+    }
+
     /// Proves that the stream is still carried: the server answers a ping.
     pub async fn ping_and_pong(&mut self) {
         self.socket.send(Message::Ping(b"still there"[..].into())).await.unwrap();

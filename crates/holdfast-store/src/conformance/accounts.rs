@@ -73,11 +73,13 @@ pub(super) async fn a_host_says_the_latest(Pair { first, second }: Pair) {
         version: "0.1.0".into(),
         address: None,
         seen_at: at(0),
+        draining_since: None,
     };
     first.upsert_host(host.clone()).await.expect("written");
     host.seen_at = at(10);
     host.address = Some(Ipv4Addr::LOCALHOST);
     host.driver = "firecracker".into();
+    host.draining_since = Some(at(5));
     second.upsert_host(host.clone()).await.expect("written");
     assert_eq!(first.hosts().await.expect("read"), [host]);
 }

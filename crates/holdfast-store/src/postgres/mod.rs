@@ -46,7 +46,8 @@ const MIGRATION_LOCK: i64 = 0x686f_6c64_6661_7374;
 /// others committed before it began.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL row_security = off";
 
-const MIGRATIONS: &[Migration] = migrations!["postgres": 1 => "0001_initial", 2 => "0002_sign_ins"];
+const MIGRATIONS: &[Migration] =
+    migrations!["postgres": 1 => "0001_initial", 2 => "0002_sign_ins", 3 => "0003_draining"];
 
 /// Where and how to connect.
 #[derive(Clone)]

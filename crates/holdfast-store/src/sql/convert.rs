@@ -174,6 +174,7 @@ pub(super) fn host(row: &impl Row) -> Result<HostRecord> {
         version: c.text("version")?,
         address: c.optional_parsed("address")?,
         seen_at: c.time("seen_at")?,
+        draining_since: c.optional_time("draining_since")?,
     })
 }
 

@@ -5,12 +5,14 @@ use crate::{HostRecord, Result, StoreError};
 
 const UPSERT: &str = "\
     INSERT INTO holdfast.hosts
-        (id, name, driver, driver_reason, cpus, memory_mib, version, address, seen_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+        (id, name, driver, driver_reason, cpus, memory_mib, version, address, seen_at,
+         draining_since)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
     ON CONFLICT (id) DO UPDATE
     SET name = excluded.name, driver = excluded.driver, driver_reason = excluded.driver_reason,
         cpus = excluded.cpus, memory_mib = excluded.memory_mib, version = excluded.version,
-        address = excluded.address, seen_at = excluded.seen_at";
+        address = excluded.address, seen_at = excluded.seen_at,
+        draining_since = excluded.draining_since";
 
 pub(super) async fn upsert<B: Backend>(backend: &B, host: HostRecord) -> Result<()> {
     let memory_mib = i64::try_from(host.memory_mib).map_err(|_| StoreError::Corrupt {
@@ -27,6 +29,7 @@ pub(super) async fn upsert<B: Backend>(backend: &B, host: HostRecord) -> Result<
         host.version,
         host.address.map(|a| a.to_string()),
         host.seen_at,
+        host.draining_since,
     ];
     let mut tx = backend.write().await?;
     tx.execute(UPSERT, args).await?;

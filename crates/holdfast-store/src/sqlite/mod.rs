@@ -36,7 +36,8 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(8);
 /// Connections that read at the same time.
 const READERS: u32 = 4;
 
-const MIGRATIONS: &[Migration] = migrations!["sqlite": 1 => "0001_initial", 2 => "0002_sign_ins"];
+const MIGRATIONS: &[Migration] =
+    migrations!["sqlite": 1 => "0001_initial", 2 => "0002_sign_ins", 3 => "0003_draining"];
 
 struct SqliteBackend {
     options: SqliteConnectOptions,

@@ -1,0 +1,3 @@
+-- Since when a host takes no new sessions; NULL while it takes them.
+
+ALTER TABLE holdfast.hosts ADD COLUMN draining_since BIGINT;

@@ -7,7 +7,9 @@
 mod bench;
 mod build;
 mod cache;
+mod census;
 mod debian;
+mod firecracker;
 mod image;
 mod lint;
 mod sh;

@@ -22,6 +22,7 @@ use crate::{
     SessionVm, TokenList, Version, VmList,
 };
 
+mod sign_in;
 mod sse;
 
 pub use sse::{EventStream, Update};

@@ -11,7 +11,7 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_core::{
-    Actor, EndReason, SessionState, Timestamp, VmState,
+    Actor, EndReason, SessionState, VmState,
     plan::{Machine, ProcessSeen, Step, plan},
 };
 use holdfast_host::driver::StartFrom;
@@ -22,8 +22,8 @@ use crate::{
     admission::Verdict,
     board::Entry,
     bringup, checkpoint,
-    config::OnIdle,
     control::{Inner, commit, end_entry, note, reread},
+    limits::{self, Warned},
     machine::{look, operate, spec},
     probe::Watcher,
     records::{Edit, chain},
@@ -41,19 +41,26 @@ pub(crate) enum Next {
     Done,
 }
 
+/// What an actor remembers between steps. Nothing in it has to survive a crash.
+#[derive(Default)]
+struct Memory {
+    watcher: Watcher,
+    queued_at: Option<usize>,
+    warned: Warned,
+}
+
 /// Pause after a step that failed for a reason outside the session, such as a lost store; doubled
 /// up to the second value.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
 
 pub(crate) async fn run(inner: Arc<Inner>, entry: Arc<Entry>) {
-    let mut watcher = Watcher::default();
-    let mut queued_at = None;
+    let mut memory = Memory::default();
     let mut pause = PAUSES.0;
     let mut last_error = String::new();
     loop {
         let next = tokio::select! {
             () = inner.stop.cancelled() => return,
-            next = step(&inner, &entry, &mut watcher, &mut queued_at) => next,
+            next = step(&inner, &entry, &mut memory) => next,
         };
         let next = match next {
             Ok(next) => {
@@ -95,8 +102,7 @@ pub(crate) async fn run(inner: Arc<Inner>, entry: Arc<Entry>) {
 async fn step(
     inner: &Arc<Inner>,
     entry: &Arc<Entry>,
-    watcher: &mut Watcher,
-    queued_at: &mut Option<usize>,
+    memory: &mut Memory,
 ) -> Result<Next, ControlError> {
     let live = entry.live();
     // Only a start needs to know the machine before it plans; watching looks for itself.
@@ -110,7 +116,7 @@ async fn step(
     tracing::debug!(session = %entry.id, ?step, vm = %live.vm.state, "planned");
     metrics::counter!("holdfast_reconcile_steps_total", "step" => format!("{step:?}")).increment(1);
     match step {
-        Step::Admit => admit(inner, entry, &live, queued_at).await,
+        Step::Admit => admit(inner, entry, &live, &mut memory.queued_at).await,
         Step::BeginPreparing => {
             let edit = Edit::new(&live.session, &live.vm, inner.clock.now()).vm_to(
                 VmState::Preparing,
@@ -138,7 +144,7 @@ async fn step(
             let why = why.unwrap_or_else(|| "the VMM ended".to_owned());
             bringup::start_failed(inner, entry, &live, &why, false).await
         }
-        Step::Watch => watch(inner, entry, &live, watcher).await,
+        Step::Watch => watch(inner, entry, &live, memory).await,
         Step::Save => checkpoint::save(inner, entry, &live).await,
         Step::PutAway => checkpoint::put_away(inner, entry, &live).await,
         Step::TearDown => teardown::tear_down(inner, entry, &live).await,
@@ -178,7 +184,7 @@ async fn admit(
                     .note("session.queued", &text, Actor::Reconciler);
                 commit(inner, entry, edit).await?;
             }
-            if expired(inner, entry, live, false).await? {
+            if limits::unattended(inner, entry, false).await? {
                 return Ok(Next::Again);
             }
             tokio::select! {
@@ -272,9 +278,9 @@ async fn watch(
     inner: &Arc<Inner>,
     entry: &Arc<Entry>,
     live: &Live,
-    watcher: &mut Watcher,
+    memory: &mut Memory,
 ) -> Result<Next, ControlError> {
-    if expired(inner, entry, live, true).await? {
+    if limits::enforce(inner, entry, live, &mut memory.warned).await? {
         return Ok(Next::Again);
     }
     if matches!(live.vm.state, VmState::Checkpointing | VmState::Paused) {
@@ -288,53 +294,7 @@ async fn watch(
             return Ok(Next::Again);
         }
     }
-    watcher.watch(inner, entry, live).await
-}
-
-/// Ends the session when its lifetime or its lease is over. A lease is re-read from the store
-/// before it counts as expired.
-async fn expired(
-    inner: &Inner,
-    entry: &Entry,
-    live: &Live,
-    in_use: bool,
-) -> Result<bool, ControlError> {
-    let now = inner.clock.now();
-    if in_use && now >= live.session.created_at + inner.config.max_lifetime {
-        end_entry(inner, entry, EndReason::MaxLifetime, Actor::Reconciler).await?;
-        return Ok(true);
-    }
-    if !lease_is_over(inner, live.session.lease_expires_at, now) || has_streams(entry) {
-        return Ok(false);
-    }
-    reread(inner, entry).await?;
-    let again = entry.session();
-    let over = lease_is_over(inner, again.lease_expires_at, inner.clock.now());
-    if over && !has_streams(entry) {
-        let can_sleep = again.state == SessionState::Ready && entry.sign_in().is_none();
-        if in_use && can_sleep && inner.config.on_idle == OnIdle::Hibernate {
-            let live = entry.live();
-            let why = "Nobody returned; the session is put away.";
-            let edit = Edit::new(&live.session, &live.vm, inner.clock.now()).session_to(
-                SessionState::Hibernating,
-                why,
-                Actor::Reconciler,
-            );
-            commit(inner, entry, edit).await?;
-            return Ok(true);
-        }
-        end_entry(inner, entry, EndReason::LeaseExpired, Actor::Reconciler).await?;
-        return Ok(true);
-    }
-    Ok(false)
-}
-
-fn lease_is_over(inner: &Inner, expires_at: Timestamp, now: Timestamp) -> bool {
-    now >= expires_at + inner.config.grace
-}
-
-fn has_streams(entry: &Entry) -> bool {
-    entry.streams.load(std::sync::atomic::Ordering::Acquire) > 0
+    memory.watcher.watch(inner, entry, live).await
 }
 
 /// A failed session waits for its owner to read why, for as long as an unattended one would live.

@@ -34,6 +34,7 @@ pub struct Live {
 pub(crate) struct Entry {
     pub id: SessionId,
     live: Mutex<Live>,
+    used_at: Mutex<Timestamp>,
     /// Makes the actor look again.
     pub wake: Notify,
     /// Cancelled when the session is to end: interrupts whatever its actor is doing.
@@ -76,6 +77,17 @@ impl Route {
 impl Entry {
     pub(crate) fn live(&self) -> Live {
         self.lock().clone()
+    }
+
+    /// When somebody last did something in it, as far as this server knows.
+    pub(crate) fn used_at(&self) -> Timestamp {
+        *self.used_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody does something in it.
+    pub(crate) fn used(&self, at: Timestamp) {
+        let mut used_at = self.used_at.lock().unwrap_or_else(PoisonError::into_inner);
+        *used_at = at.max(*used_at);
     }
 
     pub(crate) fn session(&self) -> Session {
@@ -159,9 +171,11 @@ impl Board {
         }
         let live = Live { session, vm };
         let (route, _) = watch::channel(Route::of(&live));
+        let used_at = Mutex::new(live.session.created_at);
         let entry = Arc::new(Entry {
             id,
             live: Mutex::new(live),
+            used_at,
             wake: Notify::new(),
             ending: CancellationToken::new(),
             streams: AtomicUsize::new(0),

@@ -23,6 +23,11 @@ pub struct ControlConfig {
     pub grace: Duration,
     /// Age at which a session ends even while somebody is attached.
     pub max_lifetime: Duration,
+    /// How long a session may be used by nobody although somebody is attached: heartbeats and open
+    /// streams do not count, only input and commands do. Zero: for ever.
+    pub idle: Duration,
+    /// How long before a limit strikes the timeline says so.
+    pub warn: Duration,
     /// How long an ended session answers 410 with its reason.
     pub retention: Duration,
     /// How long sealed credentials that nobody fetches are kept.
@@ -79,6 +84,8 @@ impl Default for ControlConfig {
             lease: Duration::from_mins(1),
             grace: Duration::from_mins(30),
             max_lifetime: Duration::from_hours(12),
+            idle: Duration::ZERO,
+            warn: Duration::from_mins(5),
             retention: Duration::from_hours(168),
             keep_credentials: Duration::from_hours(1),
             on_idle: OnIdle::End,

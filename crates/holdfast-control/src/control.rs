@@ -128,6 +128,7 @@ impl Control {
     /// Answers how many sessions were adopted. After an error nothing runs and it can be called again.
     pub async fn start(&self) -> Result<usize, ControlError> {
         let inner = &self.inner;
+        fail::fail_point!("adopt.read");
         let states = SessionState::ALL.into_iter().filter(|s| !s.is_final()).collect();
         let filter = SessionFilter { states, ..SessionFilter::default() };
         let sessions = inner.store.sessions(filter).await?;
@@ -159,6 +160,8 @@ impl Control {
             entry.set_sign_in(sign_ins.remove(&entry.id));
             // Nobody could send a heartbeat while the server was away: every lease starts afresh.
             inner.leases.extend(&entry, now, now + inner.config.lease);
+            entry.used(now);
+            fail::fail_point!("adopt.spawn");
             self.spawn_actor(entry);
         }
         inner.tasks.spawn(crate::lease::flush_loop(Arc::clone(inner)));
@@ -377,6 +380,7 @@ pub(crate) async fn end_entry(
             entry.ending.cancel();
             return Ok(());
         }
+        fail::fail_point!("step.end");
         let edit = Edit::new(&session, &vm, inner.clock.now())
             .reason(reason)
             .detail(Some(reason.sentence().to_owned()))

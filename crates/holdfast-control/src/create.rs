@@ -89,6 +89,7 @@ impl Control {
             }],
             key: request.key,
         };
+        fail::fail_point!("create.before");
         let created = match inner.store.create_session(new).await {
             Ok(created) => created,
             Err(error) => {
@@ -98,6 +99,7 @@ impl Control {
                 return Err(error.into());
             }
         };
+        fail::fail_point!("create.after");
         if let Some(pooled) = pooled {
             if created.replayed {
                 inner.pool.put_back(inner, pooled);

@@ -10,6 +10,12 @@ use holdfast_host::driver::{DriverError, Process, VmSpec};
 
 use crate::{Live, board::Entry, control::Inner};
 
+/// How many deadlines an operation may go on for. One that hangs for longer is dropped at the
+/// point where it waits, as a killed server would drop it: drivers take up what is half done.
+const DROPPED_AFTER: u32 = 3;
+/// Deadline of a look at the machine. At it, nothing is known.
+const LOOK_DEADLINE: Duration = Duration::from_secs(10);
+
 /// Runs an operation to its end even when the deadline passes: half an operation that goes on
 /// unseen is worse than a late one. The next operation waits until it is over.
 pub(crate) async fn operate<T, F>(
@@ -25,20 +31,26 @@ where
     let lock = std::sync::Arc::clone(&entry.machine);
     let work = tokio::spawn(async move {
         let _one_at_a_time = lock.lock_owned().await;
-        operation.await
+        tokio::time::timeout(deadline * DROPPED_AFTER, operation).await
     });
     match tokio::time::timeout(deadline, work).await {
-        Ok(Ok(result)) => result,
+        Ok(Ok(Ok(result))) => result,
         Ok(Err(panicked)) => {
             Err(DriverError::Refused { operation: name.to_owned(), message: panicked.to_string() })
         }
-        Err(_) => Err(DriverError::Timeout { operation: name.to_owned(), after: deadline }),
+        Ok(Ok(Err(_))) | Err(_) => {
+            Err(DriverError::Timeout { operation: name.to_owned(), after: deadline })
+        }
     }
 }
 
 /// What the host holds of a VM. What cannot be read is unknown.
 pub(crate) async fn look(inner: &Inner, vm: VmId) -> (Machine, Option<String>) {
-    match inner.driver.inspect(vm).await {
+    let looked = tokio::time::timeout(LOOK_DEADLINE, inner.driver.inspect(vm)).await;
+    let looked = looked.unwrap_or_else(|_| {
+        Err(DriverError::Timeout { operation: "looking at it".into(), after: LOOK_DEADLINE })
+    });
+    match looked {
         Ok(observed) => {
             let (process, why) = match observed.process {
                 Process::NotStarted => (ProcessSeen::NotStarted, None),

@@ -102,6 +102,7 @@ impl Watcher {
             Rung::Fine => {}
             Rung::ProbeAgain => return Ok(Next::After(inner.config.patience.interval)),
             Rung::RestartService(name) => {
+                fail::fail_point!("repair.service");
                 note(
                     inner,
                     entry,
@@ -118,6 +119,7 @@ impl Watcher {
                 return Ok(Next::After(inner.config.patience.interval));
             }
             Rung::Resume => {
+                fail::fail_point!("repair.resume");
                 note(
                     inner,
                     entry,
@@ -245,6 +247,7 @@ async fn start_again(
 ) -> Result<(), ControlError> {
     let id = entry.live().vm.id;
     keep_console(inner, entry, id).await;
+    fail::fail_point!("repair.stop");
     let driver = Arc::clone(&inner.driver);
     let stopped = operate(entry, "stopping the VMM", inner.config.teardown_deadline, async move {
         driver.stop(id, Stop::Force).await
@@ -255,6 +258,7 @@ async fn start_again(
         note(inner, entry, "repair.boot", &text, Actor::Host).await;
         return Ok(());
     }
+    fail::fail_point!("repair.stopped");
     let Live { session, vm } = entry.live();
     let (kind, to) = if restore {
         ("repair.restore", SessionState::Resuming)

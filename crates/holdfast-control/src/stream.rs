@@ -4,11 +4,17 @@
 //! dialled and compared again after, and the stream is told to close as soon as the session's
 //! route is another.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use holdfast_agent_api::{AGENT_PORT, VNC_PORT};
 use holdfast_core::{SessionId, SessionState, Timestamp};
-use holdfast_host::{driver::GuestStream, guest::AgentClient};
+use holdfast_host::{
+    driver::{DriverError, GuestStream},
+    guest::AgentClient,
+};
 use tokio::sync::watch;
 
 use crate::{
@@ -17,6 +23,9 @@ use crate::{
     control::{Inner, absent, gone},
     records::chain,
 };
+
+/// Deadline of reaching a port of a guest.
+const DIAL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Ports that may be reached from outside, by what they serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +49,8 @@ impl GuestPort {
 /// the session is protected.
 pub struct Attached {
     inner: Arc<Inner>,
+    /// Somebody who was only shown the session: does not keep it alive.
+    guest: bool,
     entry: Arc<Entry>,
     opened_on: Route,
     route: watch::Receiver<Option<Route>>,
@@ -48,8 +59,18 @@ pub struct Attached {
 impl Attached {
     /// The other side was heard from: extends the lease.
     pub fn alive(&self) -> Timestamp {
+        if self.guest {
+            return self.entry.session().lease_expires_at;
+        }
         let now = self.inner.clock.now();
         self.inner.leases.extend(&self.entry, now, now + self.inner.config.lease)
+    }
+
+    /// Somebody does something through the stream, so the session is not idle.
+    pub fn used(&self) {
+        if !self.guest {
+            self.entry.used(self.inner.clock.now());
+        }
     }
 
     /// Where the stream leads.
@@ -86,6 +107,9 @@ impl RouteWatch {
 
 impl Drop for Attached {
     fn drop(&mut self) {
+        if self.guest {
+            return;
+        }
         self.entry.streams.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -97,8 +121,24 @@ impl Control {
         id: SessionId,
         port: GuestPort,
     ) -> Result<(GuestStream, Attached), ControlError> {
-        let attached = self.attach(id).await?;
-        let stream = self.inner().driver.dial(attached.opened_on.vm, port.number()).await?;
+        self.dial(self.attach(id, false).await?, port).await
+    }
+
+    /// Opens the desktop for somebody whom the session is only shown to: that neither extends its
+    /// lease nor counts as use.
+    pub async fn open_shown(&self, id: SessionId) -> Result<(GuestStream, Attached), ControlError> {
+        self.dial(self.attach(id, true).await?, GuestPort::Desktop).await
+    }
+
+    async fn dial(
+        &self,
+        attached: Attached,
+        port: GuestPort,
+    ) -> Result<(GuestStream, Attached), ControlError> {
+        let dialled = self.inner().driver.dial(attached.opened_on.vm, port.number());
+        let stream = tokio::time::timeout(DIAL_DEADLINE, dialled).await.unwrap_or_else(|_| {
+            Err(DriverError::Timeout { operation: "reaching it".into(), after: DIAL_DEADLINE })
+        })?;
         // The VM may have been replaced while it was dialled.
         let now = *attached.route.borrow();
         if now != Some(attached.opened_on) {
@@ -109,7 +149,8 @@ impl Control {
 
     /// A client of the agent of a session's guest.
     pub async fn agent(&self, id: SessionId) -> Result<(AgentClient, Attached), ControlError> {
-        let attached = self.attach(id).await?;
+        let attached = self.attach(id, false).await?;
+        attached.used();
         let secret = attached.entry.live().vm.secret.unwrap_or_default();
         let driver = Arc::clone(&self.inner().driver);
         Ok((AgentClient::new(driver, attached.opened_on.vm, secret), attached))
@@ -126,7 +167,7 @@ impl Control {
         }
     }
 
-    async fn attach(&self, id: SessionId) -> Result<Attached, ControlError> {
+    async fn attach(&self, id: SessionId, guest: bool) -> Result<Attached, ControlError> {
         let inner = self.inner();
         let Some(entry) = inner.board.get(id) else {
             return match self.find(id).await? {
@@ -137,8 +178,10 @@ impl Control {
         let route = entry.route();
         let current = *route.borrow();
         let Some(opened_on) = current else { return Err(not_usable(&entry)) };
-        entry.streams.fetch_add(1, Ordering::AcqRel);
-        let attached = Attached { inner: Arc::clone(inner), entry, opened_on, route };
+        if !guest {
+            entry.streams.fetch_add(1, Ordering::AcqRel);
+        }
+        let attached = Attached { inner: Arc::clone(inner), guest, entry, opened_on, route };
         attached.alive();
         Ok(attached)
     }

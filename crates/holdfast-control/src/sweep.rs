@@ -5,9 +5,10 @@
 //! neither it nor its session although it knows this host. With a store that does not know this
 //! host, everything found is quarantined: it may belong to another store.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use holdfast_core::{VmId, VmState};
+use holdfast_host::driver::DriverError;
 
 use crate::{ControlError, control::Inner, records::chain};
 
@@ -45,10 +46,22 @@ pub(crate) async fn sweep_loop(inner: Arc<Inner>) {
     }
 }
 
+/// A machine that hangs must not hold up the sweep for ever.
+const DEADLINE: Duration = Duration::from_mins(1);
+
+async fn timely<T>(
+    name: &str,
+    call: impl Future<Output = Result<T, DriverError>>,
+) -> Result<T, DriverError> {
+    tokio::time::timeout(DEADLINE, call).await.unwrap_or_else(|_| {
+        Err(DriverError::Timeout { operation: name.to_owned(), after: DEADLINE })
+    })
+}
+
 pub(crate) async fn sweep(inner: &Inner) -> Result<SweepReport, ControlError> {
     // The machine is read before the records: a VM's row is written before anything of it exists,
     // so whatever is seen here has its row by then.
-    let observed = inner.driver.list().await?;
+    let observed = timely("listing VMs", inner.driver.list()).await?;
     let rows: HashSet<VmId> = inner.store.live_vms().await?.into_iter().map(|vm| vm.id).collect();
     let mut report = SweepReport { found: observed.len(), ..SweepReport::default() };
     for vm in observed.into_iter().map(|o| o.vm).filter(|vm| !rows.contains(vm)) {
@@ -61,7 +74,8 @@ pub(crate) async fn sweep(inner: &Inner) -> Result<SweepReport, ControlError> {
                 continue;
             }
         };
-        match inner.driver.destroy(vm).await {
+        fail::fail_point!("sweep.remove");
+        match timely("removing a VM", inner.driver.destroy(vm)).await {
             Ok(()) => {
                 tracing::warn!(%vm, evidence, "removed a VM without an owner");
                 metrics::counter!("holdfast_orphans_removed_total").increment(1);

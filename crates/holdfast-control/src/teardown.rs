@@ -17,6 +17,8 @@ use crate::{
 const RETRY: Duration = Duration::from_secs(5);
 /// How much of the guest's console is kept in the timeline of a failure.
 const CONSOLE_BYTES: usize = 4096;
+/// Deadline of reading it; without it, only an explanation is missing.
+const CONSOLE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Removes everything the VM owns and ends the session. Repeated until it succeeds: a row is
 /// never `ended` while something of its VM is left.
@@ -88,6 +90,7 @@ pub(crate) async fn remove(
             driver.destroy(vm).await
         })
         .await;
+    fail::fail_point!("step.destroyed");
     match removed {
         Ok(()) => Ok(None),
         Err(error) => {
@@ -110,7 +113,9 @@ pub(crate) async fn remove(
 /// Keeps the end of the guest's console in the timeline, so that a failure can be explained after
 /// its VM is gone.
 pub(crate) async fn keep_console(inner: &Inner, entry: &Entry, vm: VmId) {
-    match inner.driver.console(vm, CONSOLE_BYTES).await {
+    let console = inner.driver.console(vm, CONSOLE_BYTES);
+    let Ok(console) = tokio::time::timeout(CONSOLE_DEADLINE, console).await else { return };
+    match console {
         Ok(text) if !text.trim().is_empty() => {
             note(inner, entry, "vm.console", text.trim(), Actor::Guest).await;
         }

@@ -4,6 +4,7 @@
 
 mod bed;
 mod census;
+mod jail;
 mod promises;
 mod real;
 
@@ -101,5 +102,10 @@ tried_with!(
         real::another_instance_is_left_alone,
         real::the_vmm_has_no_privileges,
         real::a_dial_into_a_silent_guest_has_a_deadline,
+        jail::a_vmm_sees_its_jail_alone,
+        jail::a_lost_socket_is_said,
+        jail::a_link_in_a_jail_leads_nowhere,
+        jail::an_interrupted_start_is_made_anew,
+        jail::a_refusal_is_passed_on,
     ]
 );

@@ -12,5 +12,7 @@ mod lifecycle;
 mod owners;
 mod restart;
 mod server;
+mod signin;
 mod start;
 mod streams;
+mod webhooks;

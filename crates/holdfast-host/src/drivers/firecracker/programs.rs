@@ -160,4 +160,29 @@ mod tests {
         let text = foreign.version().await.unwrap_err().to_string();
         assert!(text.contains("does not say its version"), "{text}");
     }
+
+    #[tokio::test]
+    async fn versions_that_are_not_supported_or_differ_are_refused_by_name() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let program = |name: &str, says: &str| {
+            let path = dir.path().join(name);
+            fs::write(&path, format!("#!/bin/sh\necho '{says}'\n")).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            path
+        };
+        let old = FirecrackerConfig {
+            firecracker: program("old", "Firecracker v1.11.0"),
+            jailer: program("old-jailer", "Jailer v1.11.0"),
+            ..FirecrackerConfig::find(dir.path())
+        };
+        let text = old.version().await.unwrap_err().to_string();
+        assert!(text.contains("Firecracker v1.11.0 is not supported; 1.12 and later"), "{text}");
+        let mixed =
+            FirecrackerConfig { firecracker: program("new", "Firecracker v1.13.0"), ..old.clone() };
+        let text = mixed.version().await.unwrap_err().to_string();
+        assert!(text.contains("both have to be of one release"), "{text}");
+        let new = FirecrackerConfig { jailer: program("new-jailer", "Jailer v1.13.0"), ..mixed };
+        assert_eq!(new.version().await.unwrap(), "Firecracker v1.13.0");
+    }
 }

@@ -8,6 +8,7 @@ mod faults;
 mod guest;
 mod machine;
 mod rfb;
+mod tool;
 
 use std::{
     net::Ipv4Addr,
@@ -20,8 +21,11 @@ use async_trait::async_trait;
 use holdfast_agent_api::{AGENT_PORT, VNC_PORT};
 use holdfast_core::VmId;
 
-pub use self::faults::{Fault, Faults, Step};
 use self::machine::Machine;
+pub use self::{
+    faults::{Fault, Faults, Step},
+    tool::{SimTool, secret},
+};
 use crate::driver::{
     Driver, DriverError, GuestStream, Observed, Probe, Process, Result, StartFrom, Stop, Usage,
     VmSpec,
@@ -65,6 +69,16 @@ impl SimDriver {
     /// Lets the guest of a VM stop answering, or answer again. `false` when it does not run.
     pub fn silence(&self, vm: VmId, silent: bool) -> bool {
         self.machine.silence(vm, silent)
+    }
+
+    /// Leaves it to [`SimTool`] what the sign-in tools of VMs started from now on do.
+    pub fn hold_tools(&self) {
+        self.machine.hold_tools();
+    }
+
+    /// The sign-in tool of a VM that runs.
+    pub fn tool(&self, vm: VmId) -> Option<SimTool> {
+        self.machine.tool(vm)
     }
 
     async fn step<T>(
@@ -165,7 +179,12 @@ impl Driver for SimDriver {
             VNC_PORT => tokio::spawn(async move {
                 tokio::select! {
                     // How a viewer leaves is its own affair.
-                    _ = rfb::serve(far, width, height) => {}
+                    _ = async {
+                        // A guest that does not answer has no desktop that does.
+                        let mut answers = running.guest.answers.subscribe();
+                        let _ = answers.wait_for(|answers| *answers).await;
+                        rfb::serve(far, width, height).await
+                    } => {}
                     _ = exit.wait_for(Option::is_some) => {}
                 }
             }),

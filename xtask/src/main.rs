@@ -9,6 +9,7 @@ mod build;
 mod cache;
 mod census;
 mod debian;
+mod firecracker;
 mod image;
 mod lint;
 mod sh;

@@ -8,7 +8,7 @@ use crate::{
     build::{self, Profile},
     cache,
     census::Run,
-    debian, image, lint, sh, system, tally,
+    debian, firecracker, image, lint, sh, system, tally,
     tally::Tally,
     tools,
 };
@@ -61,6 +61,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         lint::rust(&mut tally)?;
     }
     if wants(Part::Units) {
+        firecracker::ensure()?;
         nextest(&mut tally, &run, "units", "default", args.filter.as_deref(), None)?;
     }
     if wants(Part::E2e) {

@@ -33,6 +33,15 @@ pub async fn make_upper(path: &Path, mib: u32) -> Result<()> {
     files::sync_dir(path.parent().unwrap_or(path)).map_err(io)
 }
 
+/// Replaces a disk; it has its name only once it is whole.
+pub(crate) fn replace(from: &fs::File, to: &Path) -> Result<()> {
+    let io = |source| DriverError::io(format!("copying the disk to {}", to.display()), source);
+    let temporary = to.with_extension("img.new");
+    let copy = fs::File::create(&temporary).map_err(io)?;
+    files::copy_sparse(from, &copy).map_err(io)?;
+    fs::rename(&temporary, to).map_err(io)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

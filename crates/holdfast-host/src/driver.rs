@@ -179,6 +179,12 @@ pub trait Driver: Send + Sync + 'static {
     /// Boots something small and watches it print. Takes seconds; callers keep the verdict.
     async fn probe(&self) -> Probe;
 
+    /// What a verdict depends on besides the host's boot, such as the version of the VMM: a kept one is
+    /// of no use once this differs. Quick.
+    async fn probe_key(&self) -> String {
+        String::new()
+    }
+
     /// Makes the state directory with `intent.json`, and the writable disk.
     async fn create(&self, spec: &VmSpec) -> Result<()>;
 

@@ -14,6 +14,7 @@ pub mod error;
 mod files;
 pub mod guest;
 pub mod host;
+mod image;
 pub mod net;
 pub mod process;
 pub mod registry;

@@ -12,8 +12,9 @@ pub const BANNER: &str = "holdfast tiny guest\n";
 const BASE: u64 = 0x100_0000;
 /// I/O port of the first serial port.
 const SERIAL: u32 = 0x3f8;
-/// Turns of an empty loop between two ticks: some hundredths of a second under translation.
-const TURNS: u32 = 10_000_000;
+/// Counts of the time stamp counter between two ticks: some hundredths of a second, however fast the
+/// guest's instructions are run.
+const TICK: u32 = 1 << 26;
 
 /// What the guest does after its banner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,21 +80,33 @@ fn code(then: Then) -> Vec<u8> {
     for byte in BANNER.bytes() {
         print(&mut code, byte);
     }
-    let turns = if then == Then::Flood { 1 } else { TURNS };
     match then {
         Then::Fault => code.extend_from_slice(&[0x0f, 0x0b]), // ud2, without a handler
-        Then::Tick | Then::Flood => {
+        Then::Flood => {
             let begin = code.len();
-            code.push(0xb9); // mov ecx, turns
-            code.extend_from_slice(&turns.to_le_bytes());
-            code.extend_from_slice(&[0xff, 0xc9, 0x75, 0xfc]); // dec ecx; jnz to it
             print(&mut code, b'.');
-            // jmp to the beginning; relative to the end of these two bytes.
-            let back = (code.len() + 2 - begin) as u8;
-            code.extend_from_slice(&[0xeb, back.wrapping_neg()]);
+            jump_back(&mut code, 0xeb, begin); // jmp
+        }
+        Then::Tick => {
+            let begin = code.len();
+            code.extend_from_slice(&[0x0f, 0x31, 0x89, 0xc1]); // rdtsc; mov ecx, eax
+            let wait = code.len();
+            code.extend_from_slice(&[0x0f, 0x31, 0x29, 0xc8, 0x3d]); // rdtsc; sub eax, ecx; cmp eax,
+            code.extend_from_slice(&TICK.to_le_bytes());
+            jump_back(&mut code, 0x72, wait); // jb
+            code.push(0xba); // mov edx, SERIAL: rdtsc left something else there
+            code.extend_from_slice(&SERIAL.to_le_bytes());
+            print(&mut code, b'.');
+            jump_back(&mut code, 0xeb, begin); // jmp
         }
     }
     code
+}
+
+/// A short jump, whose distance is counted from the end of its two bytes.
+fn jump_back(code: &mut Vec<u8>, opcode: u8, to: usize) {
+    let back = (code.len() + 2 - to) as u8;
+    code.extend_from_slice(&[opcode, back.wrapping_neg()]);
 }
 
 fn half(elf: &mut Vec<u8>, values: &[u16]) {

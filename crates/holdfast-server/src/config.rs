@@ -8,7 +8,7 @@ use std::{
 
 use holdfast_control::ControlConfig;
 use holdfast_core::provider::{self, Catalog};
-use holdfast_host::driver::EgressPolicy;
+use holdfast_host::{driver::EgressPolicy, drivers::firecracker::FirecrackerConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::{ServerError, webhook::WebhookConfig};
@@ -43,6 +43,8 @@ pub struct Config {
     pub vm: VmConfig,
     /// What guests may reach.
     pub egress: EgressConfig,
+    /// The Firecracker driver.
+    pub firecracker: FirecrackerSettings,
     /// A directory of providers (`*.toml`) besides those that ship; not read when empty.
     pub providers_dir: PathBuf,
     /// Where webhooks may go.
@@ -145,6 +147,20 @@ pub struct VmConfig {
     pub address_range: String,
 }
 
+/// The Firecracker driver; see docs/firecracker.md.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FirecrackerSettings {
+    /// Firecracker itself; that of PATH, else the one in `<cache_dir>/firecracker`, when empty.
+    pub program: PathBuf,
+    /// The jailer of the same release; found like the program when empty.
+    pub jailer: PathBuf,
+    /// Bytes per second that a guest reads from and writes to each of its disks; 0 is no limit.
+    pub disk_bytes_per_second: u64,
+    /// Bytes per second that a guest sends, and that it receives; 0 is no limit.
+    pub network_bytes_per_second: u64,
+}
+
 /// What guests may reach; see docs/configuration.md.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -170,6 +186,7 @@ impl Default for Config {
             session: SessionConfig::default(),
             vm: VmConfig::default(),
             egress: EgressConfig::default(),
+            firecracker: FirecrackerSettings::default(),
             providers_dir: PathBuf::new(),
             webhooks: WebhookConfig::default(),
         }
@@ -254,6 +271,22 @@ impl Config {
     /// Reads a configuration from TOML.
     pub fn from_toml(text: &str) -> Result<Self, toml::de::Error> {
         toml::from_str(text)
+    }
+
+    /// What the Firecracker driver is told.
+    pub(crate) fn firecracker(&self) -> FirecrackerConfig {
+        let (given, found) = (&self.firecracker, FirecrackerConfig::find(&self.cache_dir));
+        let or = |given: &PathBuf, found: PathBuf| {
+            if given.as_os_str().is_empty() { found } else { given.clone() }
+        };
+        let limit = |bytes: u64| (bytes > 0).then_some(bytes);
+        FirecrackerConfig {
+            firecracker: or(&given.program, found.firecracker),
+            jailer: or(&given.jailer, found.jailer),
+            download_dir: found.download_dir,
+            disk_bytes_per_second: limit(given.disk_bytes_per_second),
+            network_bytes_per_second: limit(given.network_bytes_per_second),
+        }
     }
 
     /// The providers that ship, and those of the configured directory.

@@ -1,20 +1,25 @@
 //! Which driver runs the VMs: the best one that proves itself by booting something.
 //!
 //! A device file or a program on the disk proves nothing, so the choice is made by probing. A
-//! verdict holds until the machine is booted again or another version of the server asks.
+//! verdict holds until the machine is booted again, another version of the server asks, or what the
+//! driver says its verdict depends on (VMM, kernel, image) is another.
 
 use std::{collections::BTreeMap, collections::BTreeSet, fs, sync::Arc};
 
+use holdfast_control::ImageSource as _;
 use holdfast_host::{
     driver::{Driver, Probe},
-    drivers::{qemu::QemuDriver, sim::SimDriver},
+    drivers::{firecracker::FirecrackerDriver, qemu::QemuDriver, sim::SimDriver},
     host::HostConfig,
     net::Range,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::{Config, ServerError, config::DriverChoice, state_dir::StateDir, wiring::VerdictWatch};
+use crate::{
+    Config, ImageLibrary, ServerError, config::DriverChoice, state_dir::StateDir,
+    wiring::VerdictWatch,
+};
 
 /// Drivers that `auto` tries, best first.
 const BEST_FIRST: [&str; 2] = ["firecracker", "qemu"];
@@ -60,15 +65,18 @@ pub(crate) async fn choose(
     if let Some(name) = asked {
         let driver = open_driver(config, name)?;
         let reason = "the configuration asks for it".to_owned();
-        return Ok((Arc::clone(&driver), probe_beside(driver, reason, dir)));
+        return Ok((Arc::clone(&driver), probe_beside(driver, reason, dir).await));
     }
     if let Some(name) = in_use.first() {
         let driver = open_driver(config, name)?;
         let reason = "VMs that run here already use it".to_owned();
-        return Ok((Arc::clone(&driver), probe_beside(driver, reason, dir)));
+        return Ok((Arc::clone(&driver), probe_beside(driver, reason, dir).await));
     }
     let mut passed_over = Vec::new();
-    for name in BEST_FIRST {
+    // What runs a small guest need not run the kernel of an image, and only the last can do without KVM.
+    let has_image = ImageLibrary::new(&config.cache_dir).current().is_ok();
+    let candidates = if has_image { &BEST_FIRST[..] } else { &BEST_FIRST[BEST_FIRST.len() - 1..] };
+    for name in candidates.iter().copied() {
         let driver = match open_driver(config, name) {
             Ok(driver) => driver,
             Err(error) => {
@@ -95,6 +103,11 @@ pub(crate) async fn choose(
 /// Puts a driver together by its name. Nothing is booted by that.
 pub fn open_driver(config: &Config, name: &str) -> Result<Arc<dyn Driver>, ServerError> {
     match name {
+        "firecracker" => {
+            let probe_image = ImageLibrary::new(&config.cache_dir).current().ok();
+            let host = HostConfig { probe_image, ..host_config(config)? };
+            Ok(Arc::new(FirecrackerDriver::open(host, config.firecracker())?))
+        }
         "qemu" => Ok(Arc::new(QemuDriver::open(host_config(config)?)?)),
         "sim" => Ok(Arc::new(SimDriver::open(config.state_dir.join("sim"))?)),
         _ => Err(ServerError::UnknownDriver(name.to_owned())),
@@ -116,11 +129,10 @@ fn host_config(config: &Config) -> Result<HostConfig, ServerError> {
 }
 
 /// Probes while the server works already: sessions that run do not wait for it.
-fn probe_beside(driver: Arc<dyn Driver>, chosen: String, dir: &StateDir) -> VerdictWatch {
-    let kept = Verdicts::load(dir);
-    if let Some(probe) = kept.usable(driver.name()) {
-        let reason = format!("{chosen}; {}", describe(probe));
-        return settled(&reason);
+async fn probe_beside(driver: Arc<dyn Driver>, chosen: String, dir: &StateDir) -> VerdictWatch {
+    let key = driver.probe_key().await;
+    if let Some(probe) = Verdicts::load(dir).usable(driver.name(), &key) {
+        return settled(&format!("{chosen}; {}", describe(probe)));
     }
     let first = Verdict { usable: None, reason: format!("{chosen}; it is being tried") };
     let (sender, receiver) = watch::channel(first);
@@ -140,16 +152,7 @@ fn probe_beside(driver: Arc<dyn Driver>, chosen: String, dir: &StateDir) -> Verd
 }
 
 async fn probe(driver: &dyn Driver, dir: &StateDir) -> Probe {
-    let mut kept = Verdicts::load(dir);
-    if let Some(probe) = kept.usable(driver.name()) {
-        return probe.clone();
-    }
-    let probe = driver.probe().await;
-    if probe.usable {
-        kept.probes.insert(driver.name().to_owned(), probe.clone());
-        kept.save(dir);
-    }
-    probe
+    Verdicts::load(dir).or_anew(driver, dir).await
 }
 
 fn describe(probe: &Probe) -> String {
@@ -174,7 +177,14 @@ fn describe(probe: &Probe) -> String {
 struct Verdicts {
     boot_id: String,
     version: String,
-    probes: BTreeMap<String, Probe>,
+    probes: BTreeMap<String, Kept>,
+}
+
+/// A verdict, and what it depends on.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    key: String,
+    probe: Probe,
 }
 
 impl Verdicts {
@@ -189,8 +199,23 @@ impl Verdicts {
         }
     }
 
-    fn usable(&self, name: &str) -> Option<&Probe> {
-        self.probes.get(name).filter(|probe| probe.usable)
+    fn usable(&self, name: &str, key: &str) -> Option<&Probe> {
+        let kept = self.probes.get(name)?;
+        (kept.key == key && kept.probe.usable).then_some(&kept.probe)
+    }
+
+    /// The verdict that is kept, or a new one.
+    async fn or_anew(&mut self, driver: &dyn Driver, dir: &StateDir) -> Probe {
+        let (name, key) = (driver.name(), driver.probe_key().await);
+        if let Some(probe) = self.usable(name, &key) {
+            return probe.clone();
+        }
+        let probe = driver.probe().await;
+        if probe.usable {
+            self.probes.insert(name.to_owned(), Kept { key, probe: probe.clone() });
+            self.save(dir);
+        }
+        probe
     }
 
     fn save(&self, dir: &StateDir) {

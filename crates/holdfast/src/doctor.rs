@@ -321,8 +321,11 @@ async fn drivers(config: &Config, report: &mut Report) {
 }
 
 async fn probe(config: &Config, name: &'static str) -> Check {
-    let failed = |why: String| fail(name, why, "see docs/installation.md");
-    let dir = match tempfile::Builder::new().prefix("holdfast-doctor-").tempdir() {
+    let failed = |why: String| fail(name, why, help(name));
+    // Where machines run: another file system may forbid what theirs allows, such as devices.
+    let base = Some(config.state_dir.clone()).filter(|dir| dir.is_dir());
+    let base = base.unwrap_or_else(std::env::temp_dir);
+    let dir = match tempfile::Builder::new().prefix("holdfast-doctor-").tempdir_in(base) {
         Ok(dir) => dir,
         Err(error) => return failed(format!("no temporary directory: {error}")),
     };
@@ -347,11 +350,15 @@ async fn probe(config: &Config, name: &'static str) -> Check {
             if probe.usable {
                 ok(name, detail)
             } else {
-                let remedy = probe.remedy.unwrap_or_else(|| "see docs/installation.md".to_owned());
+                let remedy = probe.remedy.unwrap_or_else(|| help(name).to_owned());
                 fail(name, detail, remedy)
             }
         }
     }
+}
+
+fn help(driver: &str) -> &'static str {
+    if driver == "firecracker" { "see docs/firecracker.md" } else { "see docs/installation.md" }
 }
 
 async fn store(config: &Config) -> Check {

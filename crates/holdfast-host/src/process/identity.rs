@@ -11,6 +11,11 @@ use super::pid;
 /// Environment variable of a VMM that holds `<instance> <vm-id>`.
 pub(crate) const MARK: &str = "HOLDFAST_VM";
 
+/// The mark of a VMM that is started without environment: the value of its argument `--id`.
+pub(crate) fn name_of(instance: &str, vm: VmId) -> String {
+    format!("{instance}-{vm}")
+}
+
 /// A process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
@@ -111,7 +116,7 @@ fn boot_id() -> io::Result<String> {
 
 /// Every process that carries the mark of the instance.
 pub(super) fn marked(instance: &str) -> io::Result<Vec<(VmId, Identity)>> {
-    let prefix = format!("{MARK}={instance} ");
+    let (prefix, name) = (format!("{MARK}={instance} "), format!("{instance}-"));
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
@@ -120,9 +125,12 @@ pub(super) fn marked(instance: &str) -> io::Result<Vec<(VmId, Identity)>> {
         };
         // A process that ends while it is looked at is none.
         let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { continue };
-        let vm = environment
-            .split(|byte| *byte == 0)
-            .find_map(|entry| std::str::from_utf8(entry).ok()?.strip_prefix(&prefix)?.parse().ok());
+        let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
+        let vm = after(words(&environment), &prefix).or_else(|| {
+            let mut words = words(&line);
+            words.find(|word| *word == "--id")?;
+            after(words.take(1), &name)
+        });
         if let Some(vm) = vm
             && let Ok(identity) = Identity::of(pid)
             && matches!(identity.alive(), Ok(Alive::Yes { .. }))
@@ -131,6 +139,14 @@ pub(super) fn marked(instance: &str) -> io::Result<Vec<(VmId, Identity)>> {
         }
     }
     Ok(found)
+}
+
+fn words(bytes: &[u8]) -> impl Iterator<Item = &str> {
+    bytes.split(|byte| *byte == 0).filter_map(|word| std::str::from_utf8(word).ok())
+}
+
+fn after<'a>(mut words: impl Iterator<Item = &'a str>, prefix: &str) -> Option<VmId> {
+    words.find_map(|word| word.strip_prefix(prefix)?.parse().ok())
 }
 
 #[cfg(test)]

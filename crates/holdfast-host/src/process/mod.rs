@@ -32,10 +32,14 @@ use tokio::{
     sync::watch,
 };
 
-pub(crate) use self::{cgroup::list as cgroups, spawn::open_tap};
+pub(crate) use self::{
+    cgroup::list as cgroups,
+    identity::name_of,
+    spawn::{OPEN_FILES, open_tap},
+};
 pub use self::{
     identity::{Alive, Identity},
-    spawn::{Handed, Limits, Vmm},
+    spawn::{Handed, Limits, Mount, Vmm},
     trial::{Trial, trial},
 };
 use crate::{

@@ -2,13 +2,14 @@
 //! those that it is handed.
 
 use std::{
+    ffi::CString,
     fs::File,
     io,
     os::{
         fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
-        unix::process::CommandExt as _,
+        unix::{ffi::OsStrExt as _, process::CommandExt as _},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
 };
@@ -17,10 +18,14 @@ use holdfast_core::VmId;
 use rustix::{
     fs::{Gid, Mode, OFlags, Uid, open},
     io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd, write},
+    mount::{
+        MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change,
+        mount_remount, move_mount, open_tree,
+    },
     process::{Resource, Rlimit, setrlimit, setsid},
     thread::{
-        LinkNameSpaceType, move_into_link_name_space, set_no_new_privs, set_thread_groups,
-        set_thread_res_gid, set_thread_res_uid,
+        LinkNameSpaceType, UnshareFlags, move_into_link_name_space, set_no_new_privs,
+        set_thread_groups, set_thread_res_gid, set_thread_res_uid, unshare_unsafe,
     },
 };
 
@@ -30,6 +35,9 @@ use super::{cgroup, identity::MARK};
 /// between fork and exec.
 const FIRST_HANDED: RawFd = 64;
 
+/// Most open files of a VMM.
+pub(crate) const OPEN_FILES: u64 = 1024;
+
 /// A VMM to start.
 pub struct Vmm {
     /// The program.
@@ -38,6 +46,11 @@ pub struct Vmm {
     pub args: Vec<String>,
     /// Open files that it is handed, under their present numbers.
     pub handed: Vec<Handed>,
+    /// Files that only it sees at these places.
+    pub mounts: Vec<Mount>,
+    /// Where its standard output goes, for a VMM that prints the guest's console there; to its log
+    /// when there is none.
+    pub stdout: Option<File>,
     /// Namespace that it lives in.
     pub namespace: Option<Arc<OwnedFd>>,
     /// User and group id that it runs under, and further groups; `None` stays root, for a VMM that
@@ -79,6 +92,37 @@ impl Handed {
     }
 }
 
+/// An open file, shown under another name in a mount namespace that ends with the VMM: it needs no copy,
+/// and nobody has to take it away again.
+#[derive(Debug)]
+pub struct Mount {
+    tree: OwnedFd,
+    at: CString,
+    read_only: bool,
+}
+
+impl Mount {
+    /// Shows exactly this file, whatever has its name by then, in the place of the file `at`.
+    pub fn new(file: &File, at: &Path, read_only: bool) -> io::Result<Self> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH;
+        let tree = open_tree(file, c"", flags)?;
+        Ok(Self { tree, at: CString::new(at.as_os_str().as_bytes())?, read_only })
+    }
+
+    fn attach(&self) -> io::Result<()> {
+        let whole = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(self.tree.as_fd(), c"", rustix::fs::CWD, self.at.as_c_str(), whole)?;
+        let mut flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
+        flags |= MountFlags::NOEXEC;
+        if self.read_only {
+            flags |= MountFlags::RDONLY;
+        }
+        Ok(mount_remount(self.at.as_c_str(), flags, c"")?)
+    }
+}
+
 #[allow(unsafe_code, reason = "what a child gives up, it gives up between fork and exec")]
 pub(super) fn spawn(vmm: Vmm, vm: VmId, instance: &str, log: File) -> io::Result<Child> {
     let groups = cgroup::make(instance, vm, vmm.limits);
@@ -90,9 +134,9 @@ pub(super) fn spawn(vmm: Vmm, vm: VmId, instance: &str, log: File) -> io::Result
         .env(MARK, format!("{instance} {vm}"))
         .current_dir("/")
         .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
+        .stdout(vmm.stdout.map_or_else(|| log.try_clone(), Ok)?)
         .stderr(log);
-    let Vmm { handed, namespace, user, limits, .. } = vmm;
+    let Vmm { handed, mounts, namespace, user, limits, .. } = vmm;
     let user = user.map(|(id, further)| {
         let further: Vec<Gid> = further.into_iter().map(Gid::from_raw).collect();
         (Uid::from_raw(id), Gid::from_raw(id), further)
@@ -105,13 +149,22 @@ pub(super) fn spawn(vmm: Vmm, vm: VmId, instance: &str, log: File) -> io::Result
         if let Some(namespace) = &namespace {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
         }
+        if !mounts.is_empty() {
+            // SAFETY: only this process, which is a single thread, gets another mount namespace.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };
+            // What is mounted from here on is seen by nobody else.
+            mount_change(c"/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
+            for mount in &mounts {
+                mount.attach()?;
+            }
+        }
         // Sooner than the server and the rest of the machine.
         let score = open(c"/proc/self/oom_score_adj", OFlags::WRONLY, Mode::empty())?;
         write(&score, b"300")?;
         let limit =
             |what, value| setrlimit(what, Rlimit { current: Some(value), maximum: Some(value) });
         limit(Resource::Core, 0)?;
-        limit(Resource::Nofile, 1024)?;
+        limit(Resource::Nofile, OPEN_FILES)?;
         limit(Resource::Fsize, limits.file_bytes)?;
         if let Some((uid, gid, further)) = &user {
             set_thread_groups(further)?;

@@ -26,6 +26,20 @@ pub struct Trial {
     pub output: String,
 }
 
+impl Trial {
+    /// What came of it, as a sentence without its full stop.
+    pub fn says(&self, what: &str) -> String {
+        let took = self.took.as_millis();
+        if self.passed {
+            return format!("{what} printed its banner after {took} ms");
+        }
+        let output = self.output.trim();
+        let end: String = output.chars().skip(output.chars().count().saturating_sub(300)).collect();
+        let end = if end.is_empty() { "nothing".to_owned() } else { format!("`{end}`") };
+        format!("{what} did not print its banner within {took} ms; it printed {end}")
+    }
+}
+
 /// Starts a VMM that prints to `log`, and ends it when `wanted` was printed, when it ends by itself, or
 /// at the deadline.
 pub async fn trial(vmm: Vmm, log: &Path, wanted: &str, deadline: Duration) -> io::Result<Trial> {

@@ -1,12 +1,19 @@
 //! Where a promise is tried: a driver, and how another one of the same machine is made.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use holdfast_core::{Screen, VmId};
 use holdfast_host::{
     driver::{Driver, EgressPolicy, ImageRef, VmSpec},
-    drivers::{qemu::QemuDriver, sim::SimDriver},
-    host::HostConfig,
+    drivers::{
+        firecracker::{FirecrackerConfig, FirecrackerDriver},
+        qemu::QemuDriver,
+        sim::SimDriver,
+    },
+    host::{Host, HostConfig},
     tiny::{self, Then},
 };
 use tempfile::TempDir;
@@ -43,6 +50,13 @@ pub trait Bed: Sync {
             screen: Screen { width: 800, height: 600 },
         }
     }
+}
+
+/// A bed whose VMs are real processes.
+pub trait RealBed: Bed {
+    fn host(&self) -> &Host;
+    /// A driver on another state directory.
+    fn driver_at(&self, state: &Path) -> Arc<dyn Driver>;
 }
 
 pub struct SimBed {
@@ -84,29 +98,39 @@ impl QemuBed {
     pub fn config(&self) -> HostConfig {
         HostConfig::new(self.dir.path().join("state"))
     }
-
-    pub fn qemu(&self) -> &QemuDriver {
-        &self.driver
-    }
 }
 
 /// A test that failed leaves its VMs; they go with the bed.
 impl Drop for QemuBed {
     fn drop(&mut self) {
         let config = self.config();
-        let sweep = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Runtime::new().unwrap();
-            runtime.block_on(async {
-                let driver = QemuDriver::open(config).unwrap();
-                for left in driver.list().await.unwrap() {
-                    driver.destroy(left.vm).await.unwrap();
-                }
-            });
+        sweep(move || Arc::new(QemuDriver::open(config).unwrap()));
+    }
+}
+
+impl RealBed for QemuBed {
+    fn host(&self) -> &Host {
+        self.driver.host()
+    }
+
+    fn driver_at(&self, state: &Path) -> Arc<dyn Driver> {
+        Arc::new(QemuDriver::open(HostConfig::new(state)).unwrap())
+    }
+}
+
+fn sweep(open: impl FnOnce() -> Arc<dyn Driver> + Send + 'static) {
+    let sweep = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let driver = open();
+            for left in driver.list().await.unwrap() {
+                driver.destroy(left.vm).await.unwrap();
+            }
         });
-        // Dropped while a test unwinds: a second failure would hide the first.
-        if sweep.join().is_err() {
-            eprintln!("some VMs of this test could not be removed");
-        }
+    });
+    // Dropped while a test unwinds: a second failure would hide the first.
+    if sweep.join().is_err() {
+        eprintln!("some VMs of this test could not be removed");
     }
 }
 
@@ -131,6 +155,85 @@ impl Bed for QemuBed {
 
     fn another(&self) -> Arc<dyn Driver> {
         Arc::new(QemuDriver::open(self.config()).unwrap())
+    }
+
+    async fn leaves_nothing(&self) {
+        assert_eq!(self.driver.list().await.unwrap(), []);
+        census::nothing_of(self.driver.host().state());
+    }
+}
+
+pub struct FirecrackerBed {
+    dir: TempDir,
+    driver: Arc<FirecrackerDriver>,
+}
+
+impl FirecrackerBed {
+    fn open(state: &Path) -> FirecrackerDriver {
+        FirecrackerDriver::open(HostConfig::new(state), programs()).unwrap()
+    }
+
+    fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+}
+
+/// The programs that `cargo xtask test` fetches.
+pub fn programs() -> FirecrackerConfig {
+    let dir = |name: &str| std::env::var_os(name).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let cache = dir("HOLDFAST_CACHE_DIR")
+        .or_else(|| dir("XDG_CACHE_HOME").map(|dir| dir.join("holdfast")))
+        .or_else(|| dir("HOME").map(|dir| dir.join(".cache/holdfast")))
+        .expect("neither HOLDFAST_CACHE_DIR nor HOME is set");
+    let found = FirecrackerConfig::find(&cache);
+    for program in [&found.firecracker, &found.jailer] {
+        assert!(
+            program.exists(),
+            "{} is missing: `cargo xtask test --only units` fetches it",
+            program.display()
+        );
+    }
+    found
+}
+
+impl Drop for FirecrackerBed {
+    fn drop(&mut self) {
+        let state = self.state();
+        sweep(move || Arc::new(Self::open(&state)));
+    }
+}
+
+impl RealBed for FirecrackerBed {
+    fn host(&self) -> &Host {
+        self.driver.host()
+    }
+
+    fn driver_at(&self, state: &Path) -> Arc<dyn Driver> {
+        Arc::new(Self::open(state))
+    }
+}
+
+impl Bed for FirecrackerBed {
+    fn new() -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "these tests make namespaces: run them as root"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let driver = Arc::new(Self::open(&dir.path().join("state")));
+        Self { dir, driver }
+    }
+
+    fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn driver(&self) -> Arc<dyn Driver> {
+        self.driver.clone()
+    }
+
+    fn another(&self) -> Arc<dyn Driver> {
+        self.driver_at(&self.state())
     }
 
     async fn leaves_nothing(&self) {

@@ -10,7 +10,12 @@ pub fn nothing_of(state: &StateDir) {
     let mut left = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-        if String::from_utf8_lossy(&environment).contains(&format!("HOLDFAST_VM={instance} ")) {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let marked = [environment, line]
+            .iter()
+            .zip([format!("HOLDFAST_VM={instance} "), format!("\0{instance}-")])
+            .any(|(text, mark)| String::from_utf8_lossy(text).contains(&mark));
+        if marked {
             left.push(format!("process {}", entry.path().display()));
         }
     }

@@ -63,7 +63,7 @@ pub async fn a_probe_gives_evidence(bed: &impl Bed) {
     let (first, again) = (bed.driver().probe().await, bed.another().probe().await);
     assert!(first.usable, "{first:?}");
     assert!(first.evidence.ends_with('.') && first.version.is_some(), "{first:?}");
-    assert_eq!(first.accelerated, again.accelerated);
+    assert_eq!(first.accelerated, again.accelerated, "{again:?}");
 }
 
 fn nothing(vm: VmId) -> Observed {

@@ -126,6 +126,8 @@ impl QemuDriver {
             program: self.host.config().qemu.clone(),
             args: line.args,
             handed: line.handed,
+            mounts: Vec::new(),
+            stdout: None,
             namespace: Some(self.host.namespace(vm)?),
             user: Some((self.host.uid(&lease), command::kvm_groups(accel))),
             limits: Limits {

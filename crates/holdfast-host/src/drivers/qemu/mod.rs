@@ -21,6 +21,7 @@ use crate::{
         VmSpec,
     },
     host::{Host, HostConfig},
+    image::Image,
     snapshot::Fits,
 };
 
@@ -112,9 +113,14 @@ impl Driver for QemuDriver {
         })
     }
 
+    async fn probe_key(&self) -> String {
+        let image = self.host.config().probe_image.as_ref();
+        self.key(image).await.unwrap_or_else(|error| error.to_string())
+    }
+
     async fn create(&self, spec: &VmSpec) -> Result<()> {
         let _lock = self.host.lock(spec.vm).await;
-        command::Image::open(&spec.image)?;
+        Image::open(&spec.image)?;
         self.host.create(spec).await
     }
 

@@ -15,11 +15,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     QemuDriver,
-    command::{Accel, Image, kvm_groups, trial_line},
+    command::{Accel, kvm_groups, trial_line},
 };
 use crate::{
     driver::{DriverError, ImageRef, Probe, Result},
     files,
+    image::Image,
     process::{Limits, Trial, Vmm, trial},
     tiny::{self, Then},
 };
@@ -45,7 +46,7 @@ impl QemuDriver {
         let tcg = self.tiny(Accel::Tcg).await?;
         let image = self.host.config().probe_image.clone();
         let kvm = self.judge_kvm(image.as_ref(), true).await?;
-        let tcg_says = said("the tiny guest by translation", &tcg);
+        let tcg_says = tcg.says("the tiny guest by translation");
         Ok(Probe {
             usable: kvm.usable || tcg.passed,
             evidence: format!("{version}: {}; {tcg_says}.", kvm.why),
@@ -91,7 +92,7 @@ impl QemuDriver {
     async fn try_kvm(&self, image: Option<&ImageRef>) -> Result<(bool, String)> {
         let tiny = self.tiny(Accel::Kvm).await?;
         if !tiny.passed {
-            return Ok((false, said("the tiny guest with KVM", &tiny)));
+            return Ok((false, tiny.says("the tiny guest with KVM")));
         }
         let Some(image) = image else {
             return Ok((
@@ -102,7 +103,7 @@ impl QemuDriver {
         };
         let kernel = Image::open(image)?.kernel;
         let full = self.run(Accel::Kvm, kernel, KERNEL_BANNER, KERNEL_DEADLINE).await?;
-        Ok((full.passed, said("the image's kernel with KVM", &full)))
+        Ok((full.passed, full.says("the image's kernel with KVM")))
     }
 
     async fn tiny(&self, accel: Accel) -> Result<Trial> {
@@ -129,6 +130,8 @@ impl QemuDriver {
             program: self.host.config().qemu.clone(),
             args: line.args,
             handed: line.handed,
+            mounts: Vec::new(),
+            stdout: None,
             namespace: None,
             // As a VM's VMM would run: what root may do proves nothing.
             user: Some((self.host.config().uid_base, kvm_groups(accel))),
@@ -137,22 +140,11 @@ impl QemuDriver {
         trial(vmm, &log, wanted, deadline).await.map_err(io)
     }
 
-    async fn key(&self, image: Option<&ImageRef>) -> Result<String> {
+    pub(super) async fn key(&self, image: Option<&ImageRef>) -> Result<String> {
         let version = self.version().await?;
         let image = image.map_or("none", |image| image.digest.as_str());
         let access = fs::metadata(KVM).map_or(0, |m| std::os::unix::fs::MetadataExt::mode(&m));
         let release = uname().release().to_string_lossy().into_owned();
         Ok(format!("{release}, {version}, kvm {access:o}, image {image}"))
     }
-}
-
-fn said(what: &str, trial: &Trial) -> String {
-    let took = trial.took.as_millis();
-    if trial.passed {
-        return format!("{what} printed its banner after {took} ms");
-    }
-    let output = trial.output.trim();
-    let end: String = output.chars().skip(output.chars().count().saturating_sub(300)).collect();
-    let end = if end.is_empty() { "nothing".to_owned() } else { format!("`{end}`") };
-    format!("{what} did not print its banner within {took} ms; it printed {end}")
 }

@@ -19,8 +19,8 @@ use serde_json::json;
 
 use super::{QemuDriver, command::Memory, launch::fresh_memory, qmp::Qmp};
 use crate::{
+    disk,
     driver::{DriverError, Process, Result, VmSpec},
-    files,
     snapshot::{DEVICES, Draft, Fits, MEMORY, Snapshot, Stamp},
     statedir::{UPPER, VmDir},
 };
@@ -79,7 +79,7 @@ impl QemuDriver {
     pub(super) async fn restore(&self, dir: &VmDir, spec: &VmSpec, path: &Path) -> Result<()> {
         let verified = self.verified(spec, path).await?;
         let (from, to) = (Arc::clone(&verified), dir.file(UPPER));
-        blocking(move || copy_disk(&from.snapshot.file(UPPER)?, &to)).await?;
+        blocking(move || disk::replace(&from.snapshot.file(UPPER)?, &to)).await?;
         let memory = match &verified.memory {
             Some(template) => {
                 let file = template.try_clone();
@@ -103,7 +103,7 @@ impl QemuDriver {
         blocking(move || {
             let disk = snapshot.file(UPPER)?;
             snapshot.verify(UPPER, &disk, |_, _| Ok(()))?;
-            copy_disk(&disk, &to)
+            disk::replace(&disk, &to)
         })
         .await
     }
@@ -248,13 +248,4 @@ async fn blocking<T: Send + 'static>(
             message: panicked.to_string(),
         })
     })
-}
-
-/// Replaces a disk; it has its name only once it is whole.
-fn copy_disk(from: &File, to: &Path) -> Result<()> {
-    let io = |source| DriverError::io(format!("copying the disk to {}", to.display()), source);
-    let temporary = to.with_extension("img.new");
-    let copy = File::create(&temporary).map_err(io)?;
-    files::copy_sparse(from, &copy).map_err(io)?;
-    fs::rename(&temporary, to).map_err(io)
 }

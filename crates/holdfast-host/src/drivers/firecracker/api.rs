@@ -1,0 +1,252 @@
+//! Firecracker's API, as much of it as is used here: HTTP over a Unix socket in the VM's jail. Every
+//! call has a connection of its own and a deadline, so a hung one never blocks another.
+//!
+//! Types follow src/firecracker/swagger/firecracker.yaml of version 1.12.
+
+use std::{fs::File, io, os::fd::AsRawFd as _, path::Path, time::Duration};
+
+use bytes::Bytes;
+use http::{Method, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_util::rt::TokioIo;
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
+
+use super::jail;
+use crate::driver::{DriverError, Result};
+
+/// A Firecracker that is alive answers within milliseconds.
+pub(super) const DEADLINE: Duration = Duration::from_secs(5);
+/// Largest answer that is read. They are some hundred bytes long.
+const ANSWER_LIMIT: usize = 64 << 10;
+
+/// What boots.
+#[derive(Debug, Serialize)]
+pub(super) struct BootSource {
+    pub(super) kernel_image_path: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) initrd_path: Option<&'static str>,
+    pub(super) boot_args: String,
+}
+
+/// Size of the machine.
+#[derive(Debug, Serialize)]
+pub(super) struct MachineConfig {
+    pub(super) vcpu_count: u8,
+    pub(super) mem_size_mib: u32,
+}
+
+/// A disk.
+#[derive(Debug, Serialize)]
+pub(super) struct Drive {
+    #[serde(rename = "drive_id")]
+    pub(super) id: &'static str,
+    pub(super) path_on_host: &'static str,
+    pub(super) is_root_device: bool,
+    pub(super) is_read_only: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rate_limiter: Option<RateLimiter>,
+}
+
+/// The network device.
+#[derive(Debug, Serialize)]
+pub(super) struct NetworkInterface {
+    pub(super) iface_id: &'static str,
+    pub(super) host_dev_name: &'static str,
+    pub(super) guest_mac: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rx_rate_limiter: Option<RateLimiter>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tx_rate_limiter: Option<RateLimiter>,
+}
+
+/// A limit on what flows.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct RateLimiter {
+    bandwidth: Bucket,
+}
+
+/// `size` bytes in every `refill_time` ms.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Bucket {
+    size: u64,
+    refill_time: u64,
+}
+
+impl RateLimiter {
+    pub(super) fn per_second(bytes: u64) -> Self {
+        Self { bandwidth: Bucket { size: bytes, refill_time: 1000 } }
+    }
+}
+
+/// The device through which memory can be taken back; the guest takes it again before it kills a process.
+#[derive(Debug, Serialize)]
+pub(super) struct Balloon {
+    pub(super) amount_mib: u32,
+    pub(super) deflate_on_oom: bool,
+}
+
+/// The source of random bytes; it has no setting that is used.
+#[derive(Debug, Serialize)]
+pub(super) struct Entropy {}
+
+/// A new state of the virtual processors.
+#[derive(Debug, Serialize)]
+pub(super) struct VmState {
+    pub(super) state: &'static str,
+}
+
+/// Something to do.
+#[derive(Debug, Serialize)]
+pub(super) struct Action {
+    pub(super) action_type: &'static str,
+}
+
+/// Where a snapshot is written.
+#[derive(Debug, Serialize)]
+pub(super) struct SnapshotCreate {
+    pub(super) snapshot_type: &'static str,
+    pub(super) snapshot_path: String,
+    pub(super) mem_file_path: String,
+}
+
+/// Where a snapshot is read.
+#[derive(Debug, Serialize)]
+pub(super) struct SnapshotLoad {
+    pub(super) snapshot_path: &'static str,
+    pub(super) mem_backend: MemoryBackend,
+    pub(super) resume_vm: bool,
+}
+
+/// How the memory of a snapshot is read: `File` maps it privately.
+#[derive(Debug, Serialize)]
+pub(super) struct MemoryBackend {
+    pub(super) backend_type: &'static str,
+    pub(super) backend_path: &'static str,
+}
+
+/// Configuration file of a Firecracker without API.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct ConfigFile {
+    pub(super) boot_source: BootSource,
+    pub(super) drives: [Drive; 0],
+    pub(super) machine_config: MachineConfig,
+}
+
+#[derive(Debug, Deserialize)]
+struct Fault {
+    fault_message: String,
+}
+
+/// The API of one VM.
+pub(super) struct Api<'a> {
+    root: &'a Path,
+}
+
+impl<'a> Api<'a> {
+    /// The API of the Firecracker whose jail this is.
+    pub(super) fn of(root: &'a Path) -> Self {
+        Self { root }
+    }
+
+    /// Whether it answers at all.
+    pub(super) async fn answers(&self) -> Result<()> {
+        self.call(Method::GET, "/", None::<&()>, DEADLINE).await.map(drop)
+    }
+
+    pub(super) async fn put<B: Serialize + Sync>(&self, path: &str, body: &B) -> Result<()> {
+        self.call(Method::PUT, path, Some(body), DEADLINE).await.map(drop)
+    }
+
+    pub(super) async fn put_within<B: Serialize + Sync>(
+        &self,
+        path: &str,
+        body: &B,
+        deadline: Duration,
+    ) -> Result<()> {
+        self.call(Method::PUT, path, Some(body), deadline).await.map(drop)
+    }
+
+    pub(super) async fn state(&self, state: &'static str) -> Result<()> {
+        self.call(Method::PATCH, "/vm", Some(&VmState { state }), DEADLINE).await.map(drop)
+    }
+
+    async fn call<B: Serialize + Sync>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+        deadline: Duration,
+    ) -> Result<Bytes> {
+        let operation = format!("Firecracker's `{method} {path}`");
+        let exchange = self.exchange(&operation, method, path, body);
+        tokio::time::timeout(deadline, exchange)
+            .await
+            .unwrap_or_else(|_| Err(DriverError::Timeout { operation, after: deadline }))
+    }
+
+    async fn exchange<B: Serialize + Sync>(
+        &self,
+        operation: &str,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<Bytes> {
+        let body = match body {
+            Some(value) => serde_json::to_vec(value).map_err(|e| protocol(operation, &e))?,
+            None => Vec::new(),
+        };
+        let request = http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "localhost")
+            .header(header::ACCEPT, "application/json")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|e| protocol(operation, &e))?;
+        let stream = connect(self.root)
+            .await
+            .map_err(|e| DriverError::io("connecting to Firecracker's socket", e))?;
+        let broke = |error: hyper::Error| DriverError::io(operation, io::Error::other(error));
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
+        // Driven beside the request and dropped with it, so no task outlives the call.
+        let answer = async {
+            let response = sender.send_request(request).await.map_err(broke)?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await;
+            let body = body.map_err(|e| DriverError::io(operation, io::Error::other(e)))?;
+            Ok((status, body.to_bytes()))
+        };
+        tokio::pin!(answer, connection);
+        let (status, body) = tokio::select! {
+            answer = &mut answer => answer?,
+            ended = &mut connection => {
+                ended.map_err(broke)?;
+                answer.await?
+            }
+        };
+        if status.is_success() {
+            return Ok(body);
+        }
+        let message = match serde_json::from_slice::<Fault>(&body) {
+            Ok(fault) => fault.fault_message,
+            Err(_) => format!("{status}: {}", String::from_utf8_lossy(&body)),
+        };
+        Err(DriverError::Refused { operation: operation.to_owned(), message })
+    }
+}
+
+/// Connects to the socket itself: the name is the VMM's to change, and may not lead elsewhere. The path
+/// through an open file also has room for a state directory of any length.
+async fn connect(root: &Path) -> io::Result<UnixStream> {
+    let root = File::open(root)?;
+    let socket = jail::open_beneath(&root, jail::SOCKET, OFlags::PATH)?;
+    UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd())).await
+}
+
+fn protocol(operation: &str, error: &dyn std::error::Error) -> DriverError {
+    DriverError::Refused { operation: operation.to_owned(), message: error.to_string() }
+}

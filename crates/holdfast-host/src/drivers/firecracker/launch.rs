@@ -1,0 +1,244 @@
+//! Starts a VMM in its jail and waits until it runs the guest.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    sync::Arc,
+    time::Duration,
+};
+
+use holdfast_core::VmId;
+use rustix::fs::OFlags;
+
+use super::{
+    FirecrackerDriver, JAIL,
+    api::{
+        Action, Api, Balloon, BootSource, Drive, Entropy, MachineConfig, MemoryBackend,
+        NetworkInterface, RateLimiter, SnapshotLoad,
+    },
+    jail::{self, INITRAMFS, Jail, KERNEL, ROOT},
+    snapshot::Verified,
+};
+use crate::{
+    disk,
+    driver::{DriverError, Process, Result, StartFrom, VmSpec},
+    files,
+    image::Image,
+    net::{GATEWAY, GUEST, GUEST_MAC, TAP},
+    process::{self, Limits, Vmm},
+    snapshot::{DEVICES, MEMORY},
+    statedir::{SERIAL, UPPER, VmDir},
+};
+
+/// Memory that Firecracker takes besides the guest's: itself and device queues, and room for pages of
+/// files that it reads and writes.
+pub(super) const OVERHEAD_MIB: u64 = 256;
+/// A jailed Firecracker answers after some tens of ms, on a busy machine later.
+const READY_DEADLINE: Duration = Duration::from_secs(30);
+/// Reading the kernel, or the state of a snapshot; memory is read as it is touched.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+/// Between two looks for the socket of a Firecracker that starts.
+const LOOK: Duration = Duration::from_millis(2);
+/// Between the end of a VMM's connections and its own lies next to nothing.
+const DYING: Duration = Duration::from_secs(1);
+/// There while a start is not complete. A VMM found with it is not adopted but started anew.
+const STARTING: &str = "starting";
+
+impl FirecrackerDriver {
+    pub(super) async fn launch(&self, vm: VmId, from: &StartFrom) -> Result<()> {
+        let dir = self.host.dir(vm);
+        let spec = dir.spec()?;
+        let io = |source| DriverError::io(format!("starting VM {vm}"), source);
+        match self.host.processes().look(&dir) {
+            Process::Running { .. } if !dir.file(STARTING).exists() => return Ok(()),
+            Process::Unknown { why } => {
+                let operation = format!("starting VM {vm}");
+                return Err(DriverError::Refused { operation, message: why });
+            }
+            _ => self.host.kill(vm).await?,
+        }
+        File::create(dir.file(STARTING)).map_err(io)?;
+        let started = match from {
+            StartFrom::Boot => self.boot(&dir, &spec).await,
+            StartFrom::Snapshot(path) => match self.verified(&spec, path).await {
+                Ok(snapshot) => self.restore(&dir, &spec, &snapshot).await,
+                Err(error) => Err(error),
+            },
+            StartFrom::DiskOf(path) => match self.take_disk(&dir, &spec, path).await {
+                Ok(()) => self.boot(&dir, &spec).await,
+                Err(error) => Err(error),
+            },
+        };
+        let started = match started {
+            // A VMM that ends breaks its connection; its own words say more.
+            Err(DriverError::Io { .. }) if self.ended(&dir).await => {
+                Err(DriverError::Exited { vm, why: self.host.wait_exit(vm).await? })
+            }
+            started => started,
+        };
+        if started.is_err() {
+            // Nothing half started stays behind; the first error is the one that matters.
+            if let Err(error) = self.host.kill(vm).await {
+                tracing::warn!(%vm, %error, "a VMM that failed to start could not be ended");
+            }
+        }
+        files::remove_if_there(&dir.file(STARTING)).map_err(io)?;
+        started
+    }
+
+    async fn ended(&self, dir: &VmDir) -> bool {
+        let processes = self.host.processes();
+        let started = !matches!(processes.look(dir), Process::NotStarted | Process::Unknown { .. });
+        started && processes.ended_within(dir, DYING).await.unwrap_or(false)
+    }
+
+    async fn boot(&self, dir: &VmDir, spec: &VmSpec) -> Result<()> {
+        let image = Image::open(&spec.image)?;
+        let mut jail = self.jail(dir, spec, &image)?;
+        jail.show(&image.kernel, KERNEL, true)?;
+        jail.show(&image.initramfs, INITRAMFS, true)?;
+        let root = jail.root().to_owned();
+        let api = Api::of(&root);
+        self.spawn(dir, spec, jail, &api).await?;
+
+        let machine = MachineConfig { vcpu_count: spec.vcpus, mem_size_mib: spec.memory_mib };
+        api.put("/machine-config", &machine).await?;
+        let boot = BootSource {
+            kernel_image_path: KERNEL,
+            initrd_path: Some(INITRAMFS),
+            boot_args: kernel_line(spec),
+        };
+        api.put("/boot-source", &boot).await?;
+        let disk_rate = self.config.disk_bytes_per_second.map(RateLimiter::per_second);
+        for (id, path_on_host, is_read_only) in [("root", ROOT, true), ("upper", UPPER, false)] {
+            // Neither is the root device, for which Firecracker would add `root=` to the kernel's
+            // command line: the initramfs finds both by their labels.
+            let drive = Drive {
+                id,
+                path_on_host,
+                is_root_device: false,
+                is_read_only,
+                rate_limiter: disk_rate,
+            };
+            api.put(&format!("/drives/{id}"), &drive).await?;
+        }
+        let network_rate = self.config.network_bytes_per_second.map(RateLimiter::per_second);
+        let network = NetworkInterface {
+            iface_id: "net",
+            host_dev_name: TAP,
+            guest_mac: GUEST_MAC,
+            rx_rate_limiter: network_rate,
+            tx_rate_limiter: network_rate,
+        };
+        api.put("/network-interfaces/net", &network).await?;
+        api.put("/entropy", &Entropy {}).await?;
+        api.put("/balloon", &Balloon { amount_mib: 0, deflate_on_oom: true }).await?;
+        let start = Action { action_type: "InstanceStart" };
+        // Not asked afterwards how it is: a guest that ends while Firecracker works on a call leaves both
+        // waiting for each other, and one that resets at once does that.
+        api.put_within("/actions", &start, START_DEADLINE).await
+    }
+
+    async fn restore(&self, dir: &VmDir, spec: &VmSpec, snapshot: &Arc<Verified>) -> Result<()> {
+        let (from, to) = (Arc::clone(snapshot), dir.file(UPPER));
+        super::snapshot::blocking(move || disk::replace(&from.upper, &to)).await?;
+        let image = Image::open(&spec.image)?;
+        let mut jail = self.jail(dir, spec, &image)?;
+        jail.show(&snapshot.devices, DEVICES, true)?;
+        jail.show(&snapshot.memory, MEMORY, true)?;
+        let root = jail.root().to_owned();
+        let api = Api::of(&root);
+        self.spawn(dir, spec, jail, &api).await?;
+        let load = SnapshotLoad {
+            snapshot_path: DEVICES,
+            mem_backend: MemoryBackend { backend_type: "File", backend_path: MEMORY },
+            resume_vm: true,
+        };
+        api.put_within("/snapshot/load", &load, START_DEADLINE).await
+    }
+
+    /// Makes the jail with the disks in it.
+    fn jail(&self, dir: &VmDir, spec: &VmSpec, image: &Image) -> Result<Jail> {
+        let io = |source| DriverError::io(format!("preparing the VMM of VM {}", spec.vm), source);
+        let uid = self.host.uid(&self.host.lease(spec.vm)?);
+        let id = process::name_of(self.host.state().instance(), spec.vm);
+        let mut jail = Jail::of(&self.config, dir.file(JAIL), id, uid);
+        jail.make()?;
+        jail.show(&image.root, ROOT, true)?;
+        let upper = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+            .open(dir.file(UPPER))
+            .map_err(io)?;
+        std::os::unix::fs::fchown(&upper, Some(uid), Some(uid)).map_err(io)?;
+        jail.show(&upper, UPPER, false)?;
+        for own in [jail::LOG, jail::METRICS] {
+            jail.put(own, b"")?;
+        }
+        Ok(jail)
+    }
+
+    /// Starts the VMM and waits until it answers.
+    async fn spawn(&self, dir: &VmDir, spec: &VmSpec, jail: Jail, api: &Api<'_>) -> Result<()> {
+        let vm = spec.vm;
+        let io = |source| DriverError::io(format!("preparing the VMM of VM {vm}"), source);
+        let version = self.version().await?;
+        // Firecracker would make a device that is not there, without its rules, were it allowed to.
+        drop(self.host.open_tap(vm).await?);
+        let serial = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+            .open(dir.file(SERIAL))
+            .map_err(io)?;
+        let memory = u64::from(spec.memory_mib);
+        let limits = Limits {
+            memory_mib: memory + OVERHEAD_MIB,
+            vcpus: spec.vcpus,
+            // A snapshot's memory is one file.
+            file_bytes: memory.max(u64::from(spec.disk_mib)) << 20,
+        };
+        let own = ["--log-path", jail::LOG, "--level", "Warn", "--metrics-path", jail::METRICS];
+        let args: Vec<&str> = ["--api-sock", jail::SOCKET].into_iter().chain(own).collect();
+        let vmm = Vmm {
+            stdout: Some(serial),
+            namespace: Some(self.host.namespace(vm)?),
+            ..jail.vmm(&self.config, &args, limits)
+        };
+        self.host.processes().spawn(dir, vmm, &version).await?;
+        let answers = async {
+            loop {
+                match api.answers().await {
+                    Err(DriverError::Io { source, .. }) if not_yet(&source) => {
+                        tokio::time::sleep(LOOK).await;
+                    }
+                    answer => break answer,
+                }
+            }
+        };
+        tokio::select! {
+            exit = self.host.wait_exit(vm) => Err(DriverError::Exited { vm, why: exit? }),
+            answer = tokio::time::timeout(READY_DEADLINE, answers) => answer.unwrap_or_else(|_| {
+                let operation = format!("the VMM of VM {vm}");
+                Err(DriverError::Timeout { operation, after: READY_DEADLINE })
+            }),
+        }
+    }
+}
+
+/// There is no socket before Firecracker made it, and nobody behind it before it listens.
+fn not_yet(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+/// Firecracker has no PCI, resets through the keyboard controller, and describes its devices by ACPI.
+fn kernel_line(spec: &VmSpec) -> String {
+    let screen = spec.screen;
+    format!(
+        "console=ttyS0 quiet reboot=k panic=1 pci=off random.trust_cpu=on \
+         holdfast.screen={}x{} holdfast.net={GUEST}/30,{GATEWAY}",
+        screen.width, screen.height
+    )
+}

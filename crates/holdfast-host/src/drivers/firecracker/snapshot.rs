@@ -1,0 +1,177 @@
+//! Snapshots of Firecracker's VMs: always full ones. Firecracker writes device state and memory into the
+//! jail; from there they are copied, for a file that a VMM once had open is not one to rely on.
+//!
+//! A clone maps the snapshot's memory privately, straight from its file, so clones share the pages that
+//! none of them has changed.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use holdfast_core::VmId;
+
+use super::{
+    FirecrackerDriver,
+    api::{Api, SnapshotCreate},
+    jail,
+};
+use crate::{
+    disk,
+    driver::{DriverError, Result, VmSpec},
+    snapshot::{DEVICES, Draft, Fits, MEMORY, Snapshot, Stamp},
+    statedir::{UPPER, VmDir},
+};
+
+/// Writing a guest's memory takes seconds; a disk that takes longer does not work.
+const WRITE_DEADLINE: Duration = Duration::from_mins(5);
+/// Warm images in use at once, as a rule: the present one and the one before.
+const KEPT: usize = 2;
+
+/// A snapshot that was compared with its checksums, open.
+pub(super) struct Verified {
+    snapshot: Snapshot,
+    stamps: Vec<(String, Stamp)>,
+    pub(super) devices: File,
+    pub(super) memory: File,
+    pub(super) upper: File,
+}
+
+impl Verified {
+    pub(super) fn is_of(&self, path: &Path) -> bool {
+        self.snapshot.path() == path
+    }
+}
+
+impl FirecrackerDriver {
+    pub(super) async fn take_snapshot(&self, vm: VmId, dest: &Path) -> Result<()> {
+        let dir = self.host.dir(vm);
+        let spec = dir.spec()?;
+        let root = self.reach(vm)?;
+        let vmm = match self.running_version(vm) {
+            Some(version) => version,
+            None => self.version().await?,
+        };
+        let fits = Fits::new(vmm, &spec);
+        let draft = Draft::begin(dest)?;
+        let api = Api::of(&root);
+        api.state("Paused").await?;
+        let written = Written::begin(&root, self.host.uid(&self.host.lease(vm)?))?;
+        let create = SnapshotCreate {
+            snapshot_type: "Full",
+            snapshot_path: in_jail(DEVICES),
+            mem_file_path: in_jail(MEMORY),
+        };
+        api.put_within("/snapshot/create", &create, WRITE_DEADLINE).await?;
+        blocking(move || {
+            for name in [DEVICES, MEMORY] {
+                draft.copy(&written.open(name)?, name)?;
+            }
+            let upper = File::open(dir.file(UPPER))
+                .map_err(|e| DriverError::io("opening the disk for a snapshot", e))?;
+            draft.copy(&upper, UPPER)?;
+            draft.finish(fits, &[DEVICES, UPPER, MEMORY])
+        })
+        .await
+    }
+
+    /// Gives a VM that does not run the disk of a snapshot.
+    pub(super) async fn take_disk(&self, dir: &VmDir, spec: &VmSpec, path: &Path) -> Result<()> {
+        let (snapshot, to) = (Snapshot::open_disk(path, spec)?, dir.file(UPPER));
+        blocking(move || {
+            let disk = snapshot.file(UPPER)?;
+            snapshot.verify(UPPER, &disk, |_, _| Ok(()))?;
+            disk::replace(&disk, &to)
+        })
+        .await
+    }
+
+    /// The snapshot, compared with its checksums once for as long as its files do not change.
+    pub(super) async fn verified(&self, spec: &VmSpec, path: &Path) -> Result<Arc<Verified>> {
+        let snapshot = Snapshot::open(path, &Fits::new(self.version().await?, spec))?;
+        for name in [DEVICES, MEMORY] {
+            jail::let_read(&snapshot.file(name)?)
+                .map_err(|e| DriverError::io(format!("opening {name} to the VMM"), e))?;
+        }
+        let stamps = snapshot.stamps()?;
+        // Held while one is read: clones started together wait for one reading.
+        let mut kept = self.snapshots.lock().await;
+        let found = kept.iter().position(|v| v.is_of(path) && v.stamps == stamps);
+        if let Some(found) = found {
+            let verified = kept.remove(found);
+            kept.push(Arc::clone(&verified));
+            return Ok(verified);
+        }
+        let verified = Arc::new(blocking(move || verify(snapshot, stamps)).await?);
+        kept.retain(|other| !other.is_of(path));
+        kept.push(Arc::clone(&verified));
+        let surplus = kept.len().saturating_sub(KEPT);
+        kept.drain(..surplus);
+        Ok(verified)
+    }
+}
+
+fn verify(snapshot: Snapshot, stamps: Vec<(String, Stamp)>) -> Result<Verified> {
+    let verified = |name: &str| {
+        let file = snapshot.file(name)?;
+        snapshot.verify(name, &file, |_, _| Ok(()))?;
+        Ok(file)
+    };
+    let (devices, memory, upper) = (verified(DEVICES)?, verified(MEMORY)?, verified(UPPER)?);
+    Ok(Verified { snapshot, stamps, devices, memory, upper })
+}
+
+/// The directory in the jail that a snapshot is written into; it goes with this.
+struct Written {
+    root: std::path::PathBuf,
+}
+
+impl Written {
+    fn begin(root: &Path, uid: u32) -> Result<Self> {
+        let io = |source| DriverError::io("making room for a snapshot", source);
+        let written = Self { root: root.to_owned() };
+        // What an interrupted one left.
+        written.remove().map_err(io)?;
+        let path = written.root.join(jail::OUT);
+        DirBuilder::new().create(&path).map_err(io)?;
+        std::os::unix::fs::lchown(&path, Some(uid), Some(uid)).map_err(io)?;
+        Ok(written)
+    }
+
+    fn open(&self, name: &str) -> Result<File> {
+        jail::open_written(&self.root, &in_jail(name))
+            .map_err(|e| DriverError::io(format!("opening {name} in the jail"), e))
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir_all(self.root.join(jail::OUT)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        // The next snapshot, or the end of the VM, removes what is left.
+        let _ = self.remove();
+    }
+}
+
+fn in_jail(name: &str) -> String {
+    format!("{}/{name}", jail::OUT)
+}
+
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panicked| {
+        Err(DriverError::Refused {
+            operation: "working on a snapshot".to_owned(),
+            message: panicked.to_string(),
+        })
+    })
+}

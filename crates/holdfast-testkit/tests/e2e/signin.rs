@@ -25,6 +25,8 @@ use crate::fixture::{self, BOOT, Desktop, SOON};
 
 /// How long a page may take in a machine without hardware virtualisation.
 const PAGE: Duration = Duration::from_mins(8);
+/// Time between looks at the desktop.
+const LOOK: Duration = Duration::from_secs(3);
 // Colours of the provider's pages, see server.mjs.
 const LOGIN: u32 = 0x002a_9d8f;
 const CONSENT: u32 = 0x00e9_a03b;
@@ -177,7 +179,12 @@ impl Bench {
     /// Waits until the desktop shows a page of this colour.
     async fn sees(&self, desktop: &mut Desktop, page: &str, colour: u32) -> Result<()> {
         let waited = wait::until(page, PAGE, async || {
-            Ok((desktop.frame().await?.share(colour) > 0.2).then_some(()))
+            if desktop.frame().await?.share(colour) > 0.2 {
+                return Ok(Some(()));
+            }
+            // Whole pictures one after the other leave a translated machine no time for its browser.
+            tokio::time::sleep(LOOK).await;
+            Ok(None)
         });
         let waited = waited.await;
         waited.with_context(|| format!("the provider was asked:\n  {}", self.provider.log()))

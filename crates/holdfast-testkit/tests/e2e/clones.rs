@@ -156,7 +156,12 @@ async fn clones_share_no_randomness() -> Result<()> {
     let deadline = BOOT * u32::try_from(count)?;
     wait::until("every clone's page and its TLS were seen", deadline, async || {
         let done = clones(&reported(&page), "values") == count
-            && tls.seen().iter().map(|hello| hello.peer).collect::<std::collections::BTreeSet<_>>().len()
+            && tls
+                .seen()
+                .iter()
+                .map(|hello| hello.peer)
+                .collect::<std::collections::BTreeSet<_>>()
+                .len()
                 == count;
         Ok(done.then_some(()))
     })
@@ -293,10 +298,8 @@ async fn found(
     let url = format!("http://host.holdfast.internal:{}/", page.port);
     let request = claim(spec.vm, Some(url), false)?;
     agent.claim(&request, SOON).await?;
-    wait::until("the page reports", BOOT, async || {
-        Ok((reported(page).len() >= 3).then_some(()))
-    })
-    .await?;
+    wait::until("the page reports", BOOT, async || Ok((reported(page).len() >= 3).then_some(())))
+        .await?;
     let snapshot = dir.join("snapshot");
     driver.snapshot(spec.vm, &snapshot).await?;
     driver.destroy(spec.vm).await?;

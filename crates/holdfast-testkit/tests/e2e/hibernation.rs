@@ -84,7 +84,8 @@ async fn work_goes_on_after_hibernation() -> Result<()> {
     ensure!(count(&api, fork, "ticks").await? >= ticks, "a fork has the files");
     let (mine, theirs) = (count(&api, id, "ticks").await?, count(&api, fork, "ticks").await?);
     wait::until("both go on", SOON, async || {
-        let both = count(&api, id, "ticks").await? > mine && count(&api, fork, "ticks").await? > theirs;
+        let both =
+            count(&api, id, "ticks").await? > mine && count(&api, fork, "ticks").await? > theirs;
         Ok(both.then_some(()))
     })
     .await?;

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How long the first page may wait for the browser.
-const START_PAGE_DEADLINE: Duration = Duration::from_mins(2);
+const START_PAGE_DEADLINE: Duration = Duration::from_mins(10);
 /// How long a size may wait for the display.
 const DISPLAY_DEADLINE: Duration = Duration::from_mins(1);
 

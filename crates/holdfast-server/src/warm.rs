@@ -5,7 +5,7 @@
 //! do not come up is left alone until the next start of the server.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -207,7 +207,7 @@ pub async fn bake_now(
     let config = working(config);
     let library = WarmLibrary::new(&config.cache_dir);
     let dir = StateDir::lock(&config.state_dir)?;
-    let (driver, _) = drivers::choose(&config, &dir, &Default::default(), &mut |_| {}).await?;
+    let (driver, _) = drivers::choose(&config, &dir, &BTreeSet::new(), &mut |_| {}).await?;
     let shape = Shape { memory_mib: size.0, vcpus: size.1, ..shape(&config, image) };
     Ok(bake::bake(&driver, &library, &shape, progress, stop).await?)
 }

@@ -20,9 +20,12 @@ use crate::{
 };
 
 /// How long the first page may wait for the browser.
-const START_PAGE_DEADLINE: Duration = Duration::from_mins(2);
+const START_PAGE_DEADLINE: Duration = Duration::from_mins(10);
 /// How long a size may wait for the display.
 const DISPLAY_DEADLINE: Duration = Duration::from_mins(1);
+
+/// How long processes of a browser that was killed may still write.
+const WIPE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// An accepted claim.
 #[derive(Clone, Serialize, Deserialize)]
@@ -81,7 +84,7 @@ impl Agent {
             // The shell on the desktop has its $RANDOM from before.
             self.order("terminal", "restart").await?;
             self.order("chromium", "stop").await?;
-            self.wipe_browser().map_err(failed_at("the browser's profile"))?;
+            self.wipe_browser().await.map_err(failed_at("the browser's profile"))?;
             self.order("chromium", "start").await?;
         } else {
             // Settling stopped both until this moment. Without a desktop there is nothing to start.
@@ -196,13 +199,23 @@ impl Agent {
     }
 
     /// Removes everything that a browser of before left.
-    pub(super) fn wipe_browser(&self) -> std::io::Result<()> {
+    pub(super) async fn wipe_browser(&self) -> std::io::Result<()> {
         let profile = self.guest.profile();
         let cache = profile.file_name().map(|name| self.guest.home.join(".cache").join(name));
         for dir in [Some(profile), cache].into_iter().flatten() {
-            match fs::remove_dir_all(dir) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+            let started = tokio::time::Instant::now();
+            loop {
+                match fs::remove_dir_all(&dir) {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => break,
+                    // A process that was just killed may end a write to it first.
+                    Err(error)
+                        if error.kind() == std::io::ErrorKind::DirectoryNotEmpty
+                            && started.elapsed() < WIPE_DEADLINE =>
+                    {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                    done => break done?,
+                }
             }
         }
         Ok(())

@@ -22,7 +22,7 @@ impl Agent {
         let start = Instant::now();
         self.order("chromium", "stop").await?;
         self.order("terminal", "stop").await?;
-        self.wipe_browser().map_err(Refusal::failed)?;
+        self.wipe_browser().await.map_err(Refusal::failed)?;
         tokio::task::spawn_blocking(rustix::fs::sync).await.map_err(Refusal::failed)?;
         loop {
             let (since, before) = (Instant::now(), figures::busy_ms().map_err(Refusal::failed)?);

@@ -24,7 +24,7 @@ pub(crate) const TEST: &[Package] = &[
     ("chromium", "browser tests"),
     ("postgresql-15", "tests of the store"),
     ("procps", "tests of processes"),
-    ("vncsnapshot", "a second viewer in tests"),
+    ("gvncviewer", "a second viewer in tests"),
 ];
 
 /// What measuring takes besides.

@@ -7,6 +7,7 @@
 mod bench;
 mod build;
 mod cache;
+mod census;
 mod debian;
 mod image;
 mod lint;

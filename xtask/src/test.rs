@@ -1,12 +1,14 @@
 //! `cargo xtask test`: every check and test, in the order in which a failure is found soonest.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command, time::Instant};
+use std::{fs, path::Path, time::Instant};
 
 use anyhow::{Result, bail};
 
 use crate::{
     build::{self, Profile},
-    cache, debian, image, lint, sh, system, tally,
+    cache,
+    census::Run,
+    debian, image, lint, sh, system, tally,
     tally::Tally,
     tools,
 };
@@ -46,21 +48,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if wants(Part::Units) || wants(Part::E2e) {
         debian::ensure(&[debian::RUN, debian::TEST])?;
     }
-    let before = leftovers();
+    let run = Run::begin()?;
     let mut tally = Tally::default();
     if wants(Part::Web) {
         lint::web(&mut tally)?;
+    }
+    if wants(Part::Units) || wants(Part::E2e) {
+        // Before anything is compiled: the server embeds it.
+        build::web()?;
     }
     if wants(Part::Lint) {
         lint::rust(&mut tally)?;
     }
     if wants(Part::Units) {
-        nextest(&mut tally, "units", "default", args.filter.as_deref(), None)?;
+        nextest(&mut tally, &run, "units", "default", args.filter.as_deref(), None)?;
     }
     if wants(Part::E2e) {
-        e2e(&mut tally, args.filter.as_deref())?;
+        e2e(&mut tally, &run, args.filter.as_deref())?;
     }
-    census(&mut tally, &before);
+    run.census(&mut tally);
     println!("\n{}", tally.summary());
     if tally.failed() > 0 {
         bail!("some tests failed");
@@ -68,17 +74,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn e2e(tally: &mut Tally, filter: Option<&str>) -> Result<()> {
-    build::web()?;
+fn e2e(tally: &mut Tally, run: &Run, filter: Option<&str>) -> Result<()> {
     let agent = build::agent()?;
     let holdfast = build::holdfast(Profile::Dev)?;
     image::ensure(&holdfast, &agent)?;
-    nextest(tally, "end to end", "vm", filter, Some(&holdfast))
+    nextest(tally, run, "end to end", "vm", filter, Some(&holdfast))
 }
 
 /// Runs one profile of `.config/nextest.toml`.
 fn nextest(
     tally: &mut Tally,
+    run: &Run,
     name: &str,
     profile: &str,
     filter: Option<&str>,
@@ -93,6 +99,7 @@ fn nextest(
     }
     // What a failure says is a chain of sentences; where an error value was made adds nothing.
     command.env("HOLDFAST_CACHE_DIR", cache::cache_dir()?).env("RUST_LIB_BACKTRACE", "0");
+    command.env("HOLDFAST_TEST_RUN", run.dir()).env("TMPDIR", run.temporary());
     if let Some(holdfast) = holdfast {
         command.env("HOLDFAST_TEST_BINARY", holdfast);
     }
@@ -107,53 +114,4 @@ fn nextest(
     let failed = if result.is_err() { failed.max(1) } else { failed };
     tally.add(name, passed, failed, began.elapsed());
     Ok(())
-}
-
-/// Everything on this machine that tests could leave behind, by name.
-fn leftovers() -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    let mut list = |kind: &str, dir: &str, keep: &dyn Fn(&str) -> bool| {
-        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if keep(&name) {
-                found.insert(format!("{kind} {name}"));
-            }
-        }
-    };
-    list("network namespace", "/run/netns", &|_| true);
-    list("network link", "/sys/class/net", &|_| true);
-    list("directory in /tmp", "/tmp", &|name| name.starts_with("holdfast"));
-    list("process", "/proc", &is_ours);
-    let nft = sh::output(Command::new("nft").args(["list", "tables"]));
-    found.extend(nft.unwrap_or_default().lines().map(str::to_owned));
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let mounts = mounts.lines().filter(|line| line.contains("holdfast"));
-    found.extend(mounts.map(|line| format!("mount {line}")));
-    found
-}
-
-/// Whether this process is one of those that tests start.
-fn is_ours(pid: &str) -> bool {
-    let Ok(command) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
-    let command = String::from_utf8_lossy(&command);
-    let mut words = command.split('\0');
-    let program = Path::new(words.next().unwrap_or_default());
-    let name = program.file_name().unwrap_or_default().to_string_lossy();
-    match &*name {
-        "holdfast" | "firecracker" => true,
-        "postgres" | "chromium" => command.contains("holdfast"),
-        name => name.starts_with("qemu-system") && command.contains("holdfast"),
-    }
-}
-
-/// Fails the run for everything that is there now and was not before.
-fn census(tally: &mut Tally, before: &BTreeSet<String>) {
-    let began = Instant::now();
-    let after = leftovers();
-    let left: Vec<&String> = after.difference(before).collect();
-    for name in &left {
-        eprintln!("left behind: {name}");
-    }
-    let failed = left.len() as u64;
-    tally.add("nothing left behind", u64::from(failed == 0), failed, began.elapsed());
 }

@@ -72,7 +72,7 @@ fn privileged(holdfast: &Path, agent: &Path, address: SocketAddr, serve: &[Strin
     image::ensure(holdfast, agent)?;
     sh::say("starting the server");
     let mut command = Command::new(holdfast);
-    command.args(["serve", "--listen", &address.to_string()]).args(serve);
+    command.args(["serve", "--show-token", "--listen", &address.to_string()]).args(serve);
     command.env("HOLDFAST_CACHE_DIR", cache::cache_dir()?);
     Err(command.exec()).context("the server could not be started")
 }

@@ -251,7 +251,7 @@ fn every_package_inherits_the_workspace() {
             assert!(text.contains(line), "{name} lacks `{line}`");
         }
         let dependencies = text.split_once("[dependencies]").map_or("", |(_, rest)| rest);
-        let own = dependencies.lines().take_while(|line| !line.starts_with("[features]"));
+        let own = dependencies.lines().take_while(|line| !line.starts_with('['));
         for line in own.filter(|line| line.contains('=') && !line.starts_with('#')) {
             let ours = line.contains("workspace = true") || line.contains("path = \".\"");
             assert!(ours, "{name}: `{line}` has a version of its own");

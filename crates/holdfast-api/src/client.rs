@@ -22,6 +22,7 @@ use crate::{
     Readiness, Session, SessionList, SessionVm, ShareList, StartDrain, TokenList, Version, VmList,
 };
 
+mod sign_in;
 mod sse;
 
 pub use sse::{EventStream, Update};

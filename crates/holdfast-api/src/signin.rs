@@ -137,3 +137,21 @@ pub struct OwnerKey {
     /// The age public key (`age1...`) that credentials are sealed to when a session names none.
     pub recipient: Option<String>,
 }
+
+/// What is inside the age file that `POST /api/sessions/{id}/credentials` answers.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    /// The files.
+    pub files: Vec<CredentialFile>,
+}
+
+/// A file of opened credentials.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CredentialFile {
+    /// Path relative to the home directory.
+    pub path: String,
+    /// Mode, such as 0o600.
+    pub mode: u32,
+    /// Content, base64.
+    pub content: String,
+}

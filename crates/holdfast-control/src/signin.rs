@@ -123,7 +123,8 @@ async fn step(inner: &Inner, entry: &Entry, seen: &mut (u32, u64)) -> Result<Nex
                     to(&mut sign_in, SignInStep::Link, inner);
                     write(inner, entry, sign_in, Vec::new(), None, None).await?;
                 }
-                Err(GuestError::Refused { status, message }) if status < 500 => {
+                // A guest that does not take our secret is being given another one.
+                Err(GuestError::Refused { status, message }) if status != 401 => {
                     return fail(inner, entry, sign_in, &message).await;
                 }
                 Err(error) => return Err(ControlError::Guest(chain(&error))),
@@ -239,7 +240,7 @@ async fn hand_over(
                 run_lost(inner, entry, sign_in).await?;
                 return Ok(Next::Again);
             }
-            Err(GuestError::Refused { status, message }) if status < 500 => {
+            Err(GuestError::Refused { status, message }) if status != 401 => {
                 let why = format!("The credentials could not be collected: {message}.");
                 return fail(inner, entry, sign_in, &why).await;
             }

@@ -5,7 +5,7 @@ use holdfast_core::{
     Actor, SessionId, SessionState, SignIn, SignInOutcome, SignInStep, signin::SealedInfo,
 };
 use holdfast_host::guest::GuestError;
-use holdfast_store::Taken;
+use holdfast_store::{StoreError, Taken};
 use std::{sync::Arc, time::Duration};
 
 use crate::{
@@ -35,7 +35,19 @@ impl Control {
             return Err(step_error(&sign_in, "the tool takes no code now"));
         }
         let input = ToolInput { run: sign_in.run, text };
-        answered(agent(self.inner(), &entry).tool_input(&input, CALL_DEADLINE).await)
+        answered(agent(self.inner(), &entry).tool_input(&input, CALL_DEADLINE).await)?;
+        // Whoever reads next is not asked for the same code again. What the task of the sign-in
+        // learned in the meantime is newer.
+        if sign_in.wants_input {
+            let taken = SignIn { wants_input: false, ..sign_in };
+            match write(self.inner(), &entry, taken, Vec::new(), None, None).await {
+                Ok(()) | Err(ControlError::Store(StoreError::Stale { .. })) => {}
+                Err(error) => {
+                    tracing::warn!(session = %id, error = chain(&error), "a code was typed, but that could not be written");
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Opens the current run's link in the VM's browser again.

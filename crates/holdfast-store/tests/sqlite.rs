@@ -145,7 +145,7 @@ async fn check_tells_findings_apart_and_changes_nothing() {
     file.sql("DELETE FROM migrations WHERE version > 1").await;
     file.sql("UPDATE migrations SET version = 0").await;
     assert_eq!(file.code().await, "missing_table");
-    file.sql("UPDATE migrations SET version = -version").await;
+    file.sql("UPDATE migrations SET version = -1").await;
     assert_eq!(file.code().await, "old_schema");
     drop(store);
 

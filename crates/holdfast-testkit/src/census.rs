@@ -91,8 +91,13 @@ impl Scope {
                 Found::Link(name) => run("ip", &["link", "delete", &name]),
                 Found::Path(path) if path.is_dir() => drop(fs::remove_dir_all(path)),
                 Found::Path(path) => drop(fs::remove_file(path)),
-                // These go with the others, or belong to all VMs.
-                Found::Firewall(_) | Found::Mount(_) | Found::Socket(_) | Found::Route(_) => {}
+                Found::Firewall(line) => {
+                    if let Some(table) = line.strip_prefix("table inet ") {
+                        run("nft", &["delete", "table", "inet", table.trim_end_matches(" {")]);
+                    }
+                }
+                // These go with the others.
+                Found::Mount(_) | Found::Socket(_) | Found::Route(_) => {}
             }
         }
     }

@@ -63,7 +63,19 @@ impl ServerProcess {
         server.write_config()?;
         server.spawn()?;
         server.ready().await?;
+        server.note_instance()?;
         Ok(server)
+    }
+
+    /// Tells the run of the tests whose namespaces and rules these are; it looks for them at its end.
+    fn note_instance(&self) -> Result<()> {
+        let Some(run) = std::env::var_os("HOLDFAST_TEST_RUN") else { return Ok(()) };
+        let file = self.state_dir().join("instance");
+        // The simulated driver has none: nothing of it is on the machine.
+        let Ok(instance) = fs::read_to_string(&file) else { return Ok(()) };
+        let noted = Path::new(&run).join("instances").join(instance.trim());
+        File::create(&noted).with_context(|| noted.display().to_string())?;
+        Ok(())
     }
 
     /// Where VMs live.
@@ -200,7 +212,8 @@ impl ServerProcess {
         )
     }
 
-    fn log_file(&self) -> PathBuf {
+    /// The file that it writes its log to.
+    pub fn log_file(&self) -> PathBuf {
         self.dir.path().join("server.log")
     }
 

@@ -91,6 +91,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Viewer<S> {
         Ok(())
     }
 
+    /// Types text of Latin-1; a line's end is the return key, and a tab the tab key.
+    pub async fn type_text(&mut self, text: &str) -> Result<()> {
+        for c in text.chars() {
+            let keysym = match c {
+                '\n' => 0xff0d,
+                '\t' => 0xff09,
+                // The keysyms of Latin-1 are its code points.
+                c => u32::from(c),
+            };
+            self.press(keysym).await?;
+        }
+        Ok(())
+    }
+
     /// Asks for the whole picture and waits until it is there.
     pub async fn frame(&mut self) -> Result<Frame> {
         self.request().await?;

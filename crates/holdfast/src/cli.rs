@@ -52,6 +52,11 @@ pub enum Command {
     /// Make, list, use and end sessions.
     #[command(subcommand, visible_alias = "s")]
     Session(SessionCommand),
+    /// Sign a tool in on a machine of its own, and bring its credentials here.
+    Login(LoginArgs),
+    /// Tools that can be signed in.
+    #[command(subcommand)]
+    Provider(ProviderCommand),
     /// Virtual machines.
     #[command(subcommand)]
     Vm(VmCommand),
@@ -155,6 +160,9 @@ pub struct ServeArgs {
     pub config: ConfigArgs,
     #[command(flatten)]
     pub log: LogArgs,
+    /// Print the dashboard's address with its access token also when standard output is no terminal.
+    #[arg(long)]
+    pub show_token: bool,
     /// Print the configuration that would be used, as holdfast.toml, and end.
     #[arg(long)]
     pub print_config: bool,
@@ -325,6 +333,36 @@ pub struct ExecArgs {
     /// The command and its arguments.
     #[arg(last = true, required_unless_present = "tty", value_name = "COMMAND")]
     pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct LoginArgs {
+    /// The tool, such as codex; `holdfast provider ls` lists them.
+    pub provider: String,
+    /// Home directory that the credentials are written below [default: yours].
+    #[arg(long, value_name = "HOME", conflicts_with = "print")]
+    pub dir: Option<PathBuf>,
+    /// Print the credentials as JSON instead of writing them.
+    #[arg(long)]
+    pub print: bool,
+    /// Replace files that are there, without keeping them as NAME.bak.
+    #[arg(long, conflicts_with = "print")]
+    pub force: bool,
+    /// Open the session's page in this machine's browser.
+    #[arg(long)]
+    pub open: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ProviderCommand {
+    /// List what the server can sign in.
+    Ls,
+    /// Check files of providers: each fault is named with its line and column.
+    Check {
+        /// TOML files.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

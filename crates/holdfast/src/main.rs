@@ -8,8 +8,10 @@ mod connect;
 mod doctor;
 mod image;
 mod inventory;
+mod login;
 mod output;
 mod programs;
+mod provider;
 mod serve;
 mod session;
 mod settings;
@@ -55,6 +57,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Doctor(args) => return doctor::run(&global, args).await,
         Command::Image(command) => image::run(&global, command).await?,
         Command::Session(command) => return session::run(&global, command).await,
+        Command::Login(args) => return login::run(&global, args).await,
+        Command::Provider(command) => provider::run(&global, command).await?,
         Command::Vm(cli::VmCommand::Ls) => inventory::vms(&global).await?,
         Command::Host(cli::HostCommand::Ls) => inventory::hosts(&global).await?,
         Command::Drain { hibernate, end } => inventory::drain(&global, hibernate, end).await?,

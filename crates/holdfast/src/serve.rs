@@ -24,7 +24,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
         tracing::info!(file = %file.display(), "configuration read");
     }
     let server = Server::start(config).await?;
-    announce(&server);
+    announce(&server, args.show_token);
     until_stopped(server).await
 }
 
@@ -48,11 +48,11 @@ pub async fn until_stopped(server: Server) -> anyhow::Result<()> {
     server.run(stop).await.map_err(Into::into)
 }
 
-/// Prints where the dashboard is. The token is shown to a person only, never to a log.
-pub fn announce(server: &Server) {
+/// Prints where the dashboard is. The token is shown to a person, or when asked for, never to a log.
+pub fn announce(server: &Server, show_token: bool) {
     let url = server.url();
-    if std::io::stderr().is_terminal() {
-        eprintln!("\n  Dashboard: {url}/?token={}\n", server.admin_token());
+    if show_token || std::io::stdout().is_terminal() {
+        println!("\n  Dashboard: {url}/?token={}\n", server.admin_token());
     } else {
         tracing::info!(
             url,

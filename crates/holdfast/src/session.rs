@@ -271,7 +271,8 @@ async fn end(client: &Client, sessions: &[String], wait: bool) -> anyhow::Result
     failed.map_or(Ok(()), Err)
 }
 
-fn open(global: &Global, session: &Session, print: bool) -> anyhow::Result<()> {
+/// Opens the page of a session in this machine's browser, or prints its address.
+pub fn open(global: &Global, session: &Session, print: bool) -> anyhow::Result<()> {
     let (base, token) = connect::target(global)?;
     let base = base.trim_end_matches('/');
     let url = match token {

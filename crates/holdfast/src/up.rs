@@ -26,7 +26,7 @@ pub async fn run(args: UpArgs) -> anyhow::Result<()> {
     }
     serve::start_logging(&args.log)?;
     let server = Server::start(config).await?;
-    serve::announce(&server);
+    serve::announce(&server, true);
     if args.open {
         let url = format!("{}/?token={}", server.url(), server.admin_token());
         if let Err(error) = programs::open_in_browser(&url) {

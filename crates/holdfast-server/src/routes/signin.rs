@@ -114,8 +114,8 @@ pub(crate) async fn oauth_url(
     Id(id): Id,
 ) -> ApiResult<Response> {
     let live = state.visible(&who, id).await?;
-    let sign_in = sign_in_of(&state, &live).await?;
     super::sessions::refuse_over(&live)?;
+    let sign_in = sign_in_of(&state, &live).await?;
     if sign_in.is_done() && sign_in.outcome != Some(SignInOutcome::Succeeded) {
         let why = sign_in.why.unwrap_or_else(|| "The tool ended.".to_owned());
         let output = sign_in.output.trim();

@@ -15,5 +15,7 @@ mod postgres;
 mod restart;
 mod server;
 mod shares;
+mod signin;
 mod start;
 mod streams;
+mod webhooks;

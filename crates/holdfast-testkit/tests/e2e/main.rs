@@ -8,6 +8,8 @@ mod crash;
 mod egress;
 mod fixture;
 mod isolation;
+mod links;
 mod repair;
 mod session;
+mod signin;
 mod viewers;

@@ -192,7 +192,9 @@ fn kernel_line(spec: &VmSpec, accel: Accel) -> String {
     let screen = spec.screen;
     let clock = match accel {
         Accel::Kvm => String::new(),
-        Accel::Tcg => format!(" tsc_early_khz={}", super::tsc::khz()),
+        // All processors read the host's counter. A kernel that takes them for unsynchronised counts
+        // timer interrupts instead, and its clock loses what a busy host does not deliver.
+        Accel::Tcg => format!(" tsc_early_khz={} tsc=reliable", super::tsc::khz()),
     };
     format!(
         "console=ttyS0 quiet panic=1 reboot=t random.trust_cpu=on{clock} \

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
 use holdfast_agent_api::{
     AgentError, AssignRequest, ClaimAnswer, ClaimRequest, ExecAnswer, ExecRequest, Health, Metrics,
-    PROTOCOL, ServiceHealth, ServiceState, Settled, terminal::FromAgent,
+    PROTOCOL, ServiceHealth, ServiceState, Settled, terminal::FromAgent, tool::OpenRequest,
 };
 use holdfast_core::Timestamp;
 use http::{Method, Request, Response, StatusCode, header};
@@ -29,6 +29,8 @@ use tokio_tungstenite::{
     tungstenite::{Message, handshake::derive_accept_key, protocol::Role},
 };
 
+use super::tool::SimTool;
+
 const SERVICES: [&str; 5] = ["xvnc", "openbox", "chromium", "terminal", "agent"];
 /// As much as the real agent keeps.
 const SCROLLBACK: usize = 256 * 1024;
@@ -40,6 +42,8 @@ type Answer = Response<Full<Bytes>>;
 pub(super) struct Memory {
     pub(super) boot_id: String,
     pub(super) claim: Option<ClaimRequest>,
+    #[serde(default)]
+    pub(super) tool: Option<super::tool::Run>,
 }
 
 struct Terminal {
@@ -49,7 +53,8 @@ struct Terminal {
 
 /// A running guest.
 pub(super) struct Guest {
-    memory: Mutex<Memory>,
+    memory: Arc<Mutex<Memory>>,
+    pub(super) tool: SimTool,
     started: Instant,
     /// When its desktop is up.
     ready: Instant,
@@ -58,7 +63,7 @@ pub(super) struct Guest {
     /// It is neither paused nor silenced.
     pub(super) answers: watch::Sender<bool>,
     /// Called when memory changes.
-    keep: Box<dyn Fn(&Memory) + Send + Sync>,
+    keep: Arc<dyn Fn(&Memory) + Send + Sync>,
     /// Called when it is to power off.
     power_off: Box<dyn Fn() + Send + Sync>,
 }
@@ -67,11 +72,21 @@ impl Guest {
     pub(super) fn new(
         memory: Memory,
         boot: std::time::Duration,
-        keep: Box<dyn Fn(&Memory) + Send + Sync>,
+        hold_tools: bool,
+        keep: Arc<dyn Fn(&Memory) + Send + Sync>,
         power_off: Box<dyn Fn() + Send + Sync>,
     ) -> Self {
+        let run = memory.tool.clone();
+        let memory = Arc::new(Mutex::new(memory));
+        let (kept, keeper) = (Arc::clone(&memory), Arc::clone(&keep));
+        let tool = SimTool::new(run, hold_tools, move |run| {
+            let mut memory = locked(&kept);
+            memory.tool = run;
+            keeper(&memory);
+        });
         Self {
-            memory: Mutex::new(memory),
+            memory,
+            tool,
             started: Instant::now(),
             ready: Instant::now() + boot,
             restarts: Mutex::default(),
@@ -137,6 +152,9 @@ impl Guest {
                 Ok(exec) => json(&echo(&exec)),
                 Err(refusal) => refusal,
             },
+            (_, "/v1/tool" | "/v1/tool/input" | "/v1/tool/open" | "/v1/tool/collect") => {
+                self.call_tool(request).await.unwrap_or_else(|refusal| refusal)
+            }
             (&Method::POST, "/v1/shutdown") => {
                 (self.power_off)();
                 with_status(StatusCode::ACCEPTED, Bytes::new())
@@ -209,6 +227,33 @@ impl Guest {
             }
         }
         json(&self.claimed())
+    }
+
+    async fn call_tool(&self, request: Request<Incoming>) -> Result<Answer, Answer> {
+        let answered = |(status, why): (u16, String)| {
+            refuse(StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST), &why)
+        };
+        let get = request.method() == Method::GET;
+        let path = request.uri().path().to_owned();
+        let status = match path.as_str() {
+            "/v1/tool" if get => {
+                let query = request.uri().query().unwrap_or_default();
+                let number = |name: &str| -> u64 {
+                    let found = query.split('&').find_map(|pair| pair.strip_prefix(name));
+                    found.and_then(|text| text.parse().ok()).unwrap_or_default()
+                };
+                let wait = std::time::Duration::from_millis(number("waitMs=").min(30_000));
+                self.tool.newer_than(number("after="), wait).await
+            }
+            "/v1/tool" => self.tool.start(read(request).await?),
+            "/v1/tool/input" => self.tool.input(&read(request).await?),
+            "/v1/tool/open" => self.tool.open(read::<OpenRequest>(request).await?.run),
+            _ => {
+                let collected = self.tool.collect(&read(request).await?);
+                return Ok(json(&collected.map_err(answered)?));
+            }
+        };
+        Ok(json(&status.map_err(answered)?))
     }
 
     fn claimed(&self) -> ClaimAnswer {
@@ -316,7 +361,7 @@ fn echo(request: &ExecRequest) -> ExecAnswer {
     }
 }
 
-fn base64(bytes: &[u8]) -> String {
+pub(super) fn base64(bytes: &[u8]) -> String {
     use base64::Engine as _;
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }

@@ -5,7 +5,10 @@ use std::{
     fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,6 +20,7 @@ use uuid::Uuid;
 use super::{
     faults::Faults,
     guest::{Guest, Memory},
+    tool::SimTool,
 };
 use crate::{
     driver::{DriverError, Observed, Process, Result, StartFrom, Usage, VmSpec},
@@ -75,6 +79,7 @@ pub(super) struct Machine {
     dir: Option<PathBuf>,
     vms: Mutex<BTreeMap<VmId, Vm>>,
     boot_time: Mutex<Duration>,
+    hold_tools: AtomicBool,
     pub(super) faults: Faults,
 }
 
@@ -85,6 +90,7 @@ impl Machine {
             dir,
             vms: Mutex::default(),
             boot_time: Mutex::default(),
+            hold_tools: AtomicBool::new(false),
             faults: Faults::default(),
         })
     }
@@ -139,7 +145,17 @@ impl Machine {
                 machine.exit(vm, "the guest powered off");
             }
         };
-        Arc::new(Guest::new(memory, boot, Box::new(keep), Box::new(power_off)))
+        let held = self.hold_tools.load(Ordering::SeqCst);
+        Arc::new(Guest::new(memory, boot, held, Arc::new(keep), Box::new(power_off)))
+    }
+
+    pub(super) fn hold_tools(&self) {
+        self.hold_tools.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn tool(&self, vm: VmId) -> Option<SimTool> {
+        let vms = locked(&self.vms);
+        vms.get(&vm).and_then(|it| it.guest.as_ref()).map(|guest| guest.tool.clone())
     }
 
     pub(super) fn set_boot_time(&self, time: Duration) {
@@ -213,10 +229,12 @@ impl Machine {
                 return Err(refused("start", "it has no network yet"));
             }
             let (memory, boot) = match from {
-                StartFrom::Boot => (Memory { boot_id: boot_id(), claim: None }, boot_time),
+                StartFrom::Boot => {
+                    (Memory { boot_id: boot_id(), claim: None, tool: None }, boot_time)
+                }
                 StartFrom::DiskOf(path) => {
                     read_saved(path, &it.record.spec)?;
-                    (Memory { boot_id: boot_id(), claim: None }, boot_time)
+                    (Memory { boot_id: boot_id(), claim: None, tool: None }, boot_time)
                 }
                 StartFrom::Snapshot(path) => (read_saved(path, &it.record.spec)?, Duration::ZERO),
             };

@@ -8,6 +8,7 @@ mod faults;
 mod guest;
 mod machine;
 mod rfb;
+mod tool;
 
 use std::{
     net::Ipv4Addr,
@@ -20,8 +21,11 @@ use async_trait::async_trait;
 use holdfast_agent_api::{AGENT_PORT, VNC_PORT};
 use holdfast_core::VmId;
 
-pub use self::faults::{Fault, Faults, Step};
 use self::machine::Machine;
+pub use self::{
+    faults::{Fault, Faults, Step},
+    tool::{SimTool, secret},
+};
 use crate::driver::{
     Driver, DriverError, GuestStream, Observed, Probe, Process, Result, StartFrom, Stop, Usage,
     VmSpec,
@@ -65,6 +69,16 @@ impl SimDriver {
     /// Lets the guest of a VM stop answering, or answer again. `false` when it does not run.
     pub fn silence(&self, vm: VmId, silent: bool) -> bool {
         self.machine.silence(vm, silent)
+    }
+
+    /// Leaves it to [`SimTool`] what the sign-in tools of VMs started from now on do.
+    pub fn hold_tools(&self) {
+        self.machine.hold_tools();
+    }
+
+    /// The sign-in tool of a VM that runs.
+    pub fn tool(&self, vm: VmId) -> Option<SimTool> {
+        self.machine.tool(vm)
     }
 
     async fn step<T>(

@@ -72,7 +72,7 @@ pub async fn drain(global: &Global, hibernate: bool, end: bool) -> anyhow::Resul
     match drain.left.len() {
         0 => eprintln!("No session uses this host."),
         left => {
-            eprintln!("{left} session(s) still use this host; repeat the command to look again.")
+            eprintln!("{left} session(s) still use this host; repeat the command to look again.");
         }
     }
     Ok(())

@@ -116,7 +116,7 @@ export const api = {
   resume: (id: string) => request('POST', at(id, '/resume')),
   fork: (id: string) => json<Session>('POST', at(id, '/fork')),
   share: (id: string, minutes: number) =>
-    json<Share>('POST', at(id, '/share'), { body: { viewOnly: true, minutes } }),
+    json<Share>('POST', at(id, '/shares'), { body: { viewOnly: true, minutes } }),
 
   signIn: (id: string) => json<SignIn>('GET', at(id, '/sign-in')),
   signInCode: (id: string, text: string) =>

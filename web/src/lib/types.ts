@@ -179,7 +179,7 @@ export interface SignIn {
   credentials?: { files: CredentialFile[]; fetched: boolean; expiresAt: string };
 }
 
-/** Answer to `POST /api/sessions/{id}/share`. */
+/** Answer to `POST /api/sessions/{id}/shares`. */
 export interface Share {
   url: string;
   expiresAt: string;

@@ -2,10 +2,14 @@
 
 use std::{fs, os::unix::net::UnixListener, path::PathBuf, sync::mpsc, time::Duration};
 
-use holdfast_host::driver::{DriverError, Process, StartFrom, Stop};
+use holdfast_host::{
+    driver::{Driver as _, DriverError, Process, StartFrom, Stop},
+    drivers::firecracker::FirecrackerDriver,
+    host::HostConfig,
+};
 
 use crate::{
-    bed::{Bed as _, FirecrackerBed, RealBed as _},
+    bed::{Bed as _, FirecrackerBed, RealBed as _, programs},
     promises::{pid, started},
 };
 
@@ -92,6 +96,20 @@ pub async fn an_interrupted_start_is_made_anew(bed: &FirecrackerBed) {
     another.start(spec.vm, &StartFrom::Boot).await.unwrap();
     assert_ne!(pid(&another, spec.vm).await, before);
     another.destroy(spec.vm).await.unwrap();
+}
+
+pub async fn an_image_s_kernel_has_to_print(bed: &FirecrackerBed) {
+    // It boots, and is no Linux.
+    let image = bed.spec().image;
+    let config =
+        HostConfig { probe_image: Some(image), ..HostConfig::new(bed.host().state().root()) };
+    let driver = FirecrackerDriver::open(config, programs()).unwrap();
+    let verdict = driver.probe().await;
+    assert!(!verdict.usable && !verdict.accelerated, "{verdict:?}");
+    assert!(verdict.evidence.contains("cannot run the image's kernel"), "{verdict:?}");
+    assert!(verdict.remedy.unwrap().contains("QEMU"));
+    let other = bed.driver().probe_key().await;
+    assert_ne!(driver.probe_key().await, other, "a verdict depends on the image");
 }
 
 pub async fn a_refusal_is_passed_on(bed: &FirecrackerBed) {

@@ -106,6 +106,7 @@ tried_with!(
         jail::a_lost_socket_is_said,
         jail::a_link_in_a_jail_leads_nowhere,
         jail::an_interrupted_start_is_made_anew,
+        jail::an_image_s_kernel_has_to_print,
         jail::a_refusal_is_passed_on,
     ]
 );

@@ -82,6 +82,27 @@ pub fn drop_tabs(guest: &Guest) -> io::Result<()> {
     fs::remove_file(tabs_file(guest))
 }
 
+/// The page that the next browser shows first, where one was asked for. On its command line it is
+/// there at once, however slow the guest; through DevTools it waits for Chromium to answer.
+pub fn first_page(guest: &Guest) -> Option<String> {
+    fs::read_to_string(first_page_file(guest)).ok().filter(|url| !url.is_empty())
+}
+
+/// Sets that page; `None` leaves the start page.
+pub fn set_first_page(guest: &Guest, url: Option<&str>) -> io::Result<()> {
+    match url {
+        Some(url) => write_atomically(&first_page_file(guest), url.as_bytes(), 0o600),
+        None => match fs::remove_file(first_page_file(guest)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
+    }
+}
+
+fn first_page_file(guest: &Guest) -> PathBuf {
+    guest.run.join("first-page")
+}
+
 /// Removes the ids by which Chromium knows its installation; it makes new ones. It must not run.
 pub fn forget_ids(guest: &Guest) -> io::Result<()> {
     const IDS: &[(&str, &[&str])] = &[

@@ -81,12 +81,16 @@ impl Agent {
         self.claim.keep(&self.guest, Claim { request: request.clone(), complete: false })?;
         let language_changed = self.take_identity(&request, &entropy, true)?;
         if request.cloned {
+            browser::set_first_page(&self.guest, request.start_url.as_deref())
+                .map_err(failed_at("the first page"))?;
             // The shell on the desktop has its $RANDOM from before.
             self.order("terminal", "restart").await?;
             self.order("chromium", "stop").await?;
             self.wipe_browser().await.map_err(failed_at("the browser's profile"))?;
             self.order("chromium", "start").await?;
         } else {
+            browser::set_first_page(&self.guest, request.start_url.as_deref())
+                .map_err(failed_at("the first page"))?;
             // Settling stopped both until this moment. Without a desktop there is nothing to start.
             let _ = self.order("terminal", "start").await;
             let order = if language_changed { "restart" } else { "start" };
@@ -187,7 +191,11 @@ impl Agent {
             let start = tokio::time::Instant::now();
             while newest.load(Ordering::SeqCst) == turn {
                 match browser::open(&guest, &url).await {
-                    Ok(()) => return,
+                    Ok(()) => {
+                        // A browser that is started again later shows the start page.
+                        let _ = browser::set_first_page(&guest, None);
+                        return;
+                    }
                     Err(error) if start.elapsed() > START_PAGE_DEADLINE => {
                         tracing::error!("the first page cannot be opened: {error}");
                         return;

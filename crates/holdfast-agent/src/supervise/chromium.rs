@@ -28,7 +28,9 @@ const FLAGS: &[&str] = &[
     "--disable-sync",
     "--disable-breakpad",
     "--no-pings",
-    "--disable-features=Translate,MediaRouter,OptimizationHints,GlobalMediaControls",
+    // The address bar's list as a page keeps two renderers busy on a guest without a graphics card.
+    "--disable-features=Translate,MediaRouter,OptimizationHints,GlobalMediaControls,\
+     WebUIOmniboxPopup,WebUIOmniboxFullPopup,WebUIOmniboxAimPopup",
     // Set by Debian's script.
     "--show-component-extension-options",
     "--no-service-autorun",
@@ -43,7 +45,7 @@ pub(super) fn launch(guest: &Guest) -> Launch {
     if matches!(browser::kept_tabs(guest), Ok(Some(_))) {
         command.push("--restore-last-session".to_owned());
     } else {
-        command.push(START_PAGE.to_owned());
+        command.push(browser::first_page(guest).unwrap_or_else(|| START_PAGE.to_owned()));
     }
     let env = vec![("CHROME_WRAPPER".to_owned(), "/usr/bin/chromium".to_owned())];
     Launch { command, env, ..Launch::default() }

@@ -296,8 +296,9 @@ async fn with_a_pasted_code() -> Result<()> {
 async fn with_a_device_code() -> Result<()> {
     let bench = Bench::start().await?;
     let key = Identity::generate();
-    let (session, sign_in, mut desktop) = bench.begin("device", &key).await?;
-    let code = sign_in.user_code.context("a code")?;
+    let (session, _, mut desktop) = bench.begin("device", &key).await?;
+    let shown = bench.until(session.id, "its code", SOON, |s| s.user_code.is_some()).await?;
+    let code = shown.user_code.context("a code")?;
     bench.sees(&mut desktop, "the page that asks for the code", USER_CODE).await?;
     desktop.type_text(&format!("{code}\n")).await?;
     bench.sees(&mut desktop, "the page that repeats the code", CONFIRM).await?;

@@ -358,7 +358,7 @@ async fn probe(config: &Config, name: &'static str) -> Check {
 }
 
 fn help(driver: &str) -> &'static str {
-    if driver == "firecracker" { "see docs/firecracker.md" } else { "see docs/installation.md" }
+    if driver == "firecracker" { "see docs/firecracker.md" } else { "see docs/operating.md" }
 }
 
 async fn store(config: &Config) -> Check {

@@ -1,9 +1,7 @@
 //! What people ask of a sign-in: read it, paste a code, open the link again, retry, fetch.
 
 use holdfast_agent_api::tool::{OpenRequest, ToolInput};
-use holdfast_core::{
-    Actor, SessionId, SessionState, SignIn, SignInOutcome, SignInStep, signin::SealedInfo,
-};
+use holdfast_core::{Actor, SessionId, SignIn, SignInOutcome, SignInStep, signin::SealedInfo};
 use holdfast_host::guest::GuestError;
 use holdfast_store::{StoreError, Taken};
 use std::{sync::Arc, time::Duration};
@@ -11,7 +9,6 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     Control, ControlError,
     board::Entry,
-    control::gone,
     records::chain,
     signin::{agent, note, write},
 };
@@ -108,20 +105,12 @@ impl Control {
     }
 
     async fn open_sign_in(&self, id: SessionId) -> Result<(Arc<Entry>, SignIn), ControlError> {
-        let Some(entry) = self.inner().board.get(id) else {
-            return match self.find(id).await? {
-                Some(live) => Err(gone(&live.session)),
-                None => Err(ControlError::NotFound(id)),
-            };
-        };
-        let session = entry.session();
-        if matches!(session.state, SessionState::Ending | SessionState::Ended) {
-            return Err(gone(&session));
-        }
+        let entry = self.entry(id).await?;
         match entry.sign_in() {
             Some(sign_in) => Ok((entry, sign_in)),
             None => {
-                Err(ControlError::State { state: session.state, why: "it is not for a sign-in" })
+                let state = entry.session().state;
+                Err(ControlError::State { state, why: "it is not for a sign-in" })
             }
         }
     }

@@ -134,21 +134,56 @@ pub async fn is_ready(guest: &Guest) -> bool {
 }
 
 async fn is_complete(guest: &Guest, id: &str) -> io::Result<bool> {
+    Ok(evaluate(guest, id, "document.readyState").await? == "complete")
+}
+
+/// Value of an expression in a tab.
+async fn evaluate(guest: &Guest, id: &str, expression: &str) -> io::Result<serde_json::Value> {
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, guest.devtools)).await?;
     let url = format!("ws://127.0.0.1:{}/devtools/page/{id}", guest.devtools);
     let (mut socket, _) =
         tokio_tungstenite::client_async(url, stream).await.map_err(io::Error::other)?;
-    let question =
-        r#"{"id":1,"method":"Runtime.evaluate","params":{"expression":"document.readyState"}}"#;
-    socket.send(Message::text(question)).await.map_err(io::Error::other)?;
+    let question = serde_json::json!({
+        "id": 1, "method": "Runtime.evaluate", "params": { "expression": expression },
+    });
+    socket.send(Message::text(question.to_string())).await.map_err(io::Error::other)?;
     while let Some(message) = socket.next().await {
         let text = message.map_err(io::Error::other)?.into_text().map_err(io::Error::other)?;
-        let answer: serde_json::Value = serde_json::from_str(&text).map_err(io::Error::other)?;
+        let mut answer: serde_json::Value =
+            serde_json::from_str(&text).map_err(io::Error::other)?;
         if answer["id"] == 1 {
-            return Ok(answer["result"]["result"]["value"] == "complete");
+            return Ok(answer["result"]["result"]["value"].take());
         }
     }
-    Ok(false)
+    Err(io::ErrorKind::UnexpectedEof.into())
+}
+
+/// What became of a link that was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrival {
+    /// A page is there, or an error in its place.
+    Arrived,
+    /// Chromium waits for it.
+    Underway,
+    /// Nothing waits for it: its tab is empty again, or there is none.
+    Lost,
+}
+
+/// Whether a page that was opened has come. Chromium gives one up without a word when a process that
+/// worked on it ends.
+///
+/// # Errors
+/// Chromium does not answer.
+pub async fn arrival(guest: &Guest) -> io::Result<Arrival> {
+    let mut arrival = Arrival::Lost;
+    for page in pages(guest).await?.iter().filter(|page| !is_empty(&page.url)) {
+        // The list shows where a tab is going, the tab itself where it is.
+        match timeout(ANSWER, evaluate(guest, &page.id, "location.href")).await {
+            Ok(Ok(here)) if here != "about:blank" => return Ok(Arrival::Arrived),
+            _ => arrival = Arrival::Underway,
+        }
+    }
+    Ok(arrival)
 }
 
 /// Opens `url` in a tab in front; a tab that was still empty makes room for it. A tab that shows it
@@ -192,7 +227,7 @@ pub async fn open_within(guest: &Guest, url: &str, deadline: Duration) -> io::Re
 }
 
 fn is_empty(url: &str) -> bool {
-    matches!(url, "about:blank" | "chrome://newtab/" | "chrome://new-tab-page/" | START_PAGE)
+    matches!(url, "" | "about:blank" | "chrome://newtab/" | "chrome://new-tab-page/" | START_PAGE)
 }
 
 /// `url` as a query: Chromium takes everything after the question mark and decodes it once.

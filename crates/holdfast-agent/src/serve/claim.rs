@@ -13,7 +13,7 @@ use subtle::ConstantTimeEq;
 
 use super::{Agent, system};
 use crate::{
-    browser,
+    browser::{self, Arrival},
     guest::{Guest, Settings, write_atomically},
     wire::Refusal,
     x11,
@@ -21,6 +21,8 @@ use crate::{
 
 /// How long the first page may wait for the browser.
 const START_PAGE_DEADLINE: Duration = Duration::from_mins(10);
+/// Time between looks at whether it came.
+const FIRST_PAGE_LOOK: Duration = Duration::from_millis(400);
 /// How long a size may wait for the display.
 const DISPLAY_DEADLINE: Duration = Duration::from_mins(1);
 
@@ -99,7 +101,7 @@ impl Agent {
                 _ => {}
             }
         }
-        self.open_first(request.start_url.clone());
+        self.open_first(request.start_url.clone(), request.cloned);
         self.claim.keep(&self.guest, Claim { request, complete: true })?;
         Ok(answer())
     }
@@ -152,7 +154,7 @@ impl Agent {
         let repeated = claim.request.session_id.as_deref() == Some(&request.session_id)
             && claim.request.start_url == request.start_url;
         if !repeated {
-            self.open_first(request.start_url.clone());
+            self.open_first(request.start_url.clone(), false);
         }
         claim.request.session_id = Some(request.session_id);
         claim.request.start_url = request.start_url;
@@ -181,27 +183,43 @@ impl Agent {
         Ok(before.locale != settings.locale)
     }
 
-    /// Opens the first page as soon as there is a browser.
-    fn open_first(&self, url: Option<String>) {
+    /// Sees to it that the first page comes: a browser that was just started has it on its command
+    /// line (`begun`), any other is asked for it; both may lose it.
+    fn open_first(&self, url: Option<String>, begun: bool) {
         let turn = self.start_page.fetch_add(1, Ordering::SeqCst) + 1;
         let Some(url) = url else { return };
         let guest = self.guest.clone();
         let newest = std::sync::Arc::clone(&self.start_page);
         tokio::spawn(async move {
             let start = tokio::time::Instant::now();
-            while newest.load(Ordering::SeqCst) == turn {
-                match browser::open(&guest, &url).await {
-                    Ok(()) => {
-                        // A browser that is started again later shows the start page.
-                        let _ = browser::set_first_page(&guest, None);
-                        return;
-                    }
-                    Err(error) if start.elapsed() > START_PAGE_DEADLINE => {
-                        tracing::error!("the first page cannot be opened: {error}");
-                        return;
-                    }
-                    Err(_) => tokio::time::sleep(Duration::from_millis(150)).await,
+            let mut asks = !begun;
+            let mut missed = 0;
+            while newest.load(Ordering::SeqCst) == turn && start.elapsed() < START_PAGE_DEADLINE {
+                if asks && browser::open(&guest, &url).await.is_ok() {
+                    (asks, missed) = (false, 0);
                 }
+                if !asks {
+                    match browser::arrival(&guest).await {
+                        Ok(Arrival::Arrived) => {
+                            // A browser that is started again later shows the start page.
+                            let _ = browser::set_first_page(&guest, None);
+                            return;
+                        }
+                        // Seen once, it may be the moment before Chromium sets out.
+                        Ok(Arrival::Lost) => {
+                            missed += 1;
+                            asks = missed > 1;
+                        }
+                        Ok(Arrival::Underway) | Err(_) => missed = 0,
+                    }
+                }
+                tokio::time::sleep(FIRST_PAGE_LOOK).await;
+            }
+            if newest.load(Ordering::SeqCst) == turn {
+                tracing::error!(
+                    "the first page was not there after {} s",
+                    START_PAGE_DEADLINE.as_secs()
+                );
             }
         });
     }

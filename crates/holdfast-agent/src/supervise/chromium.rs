@@ -28,9 +28,15 @@ const FLAGS: &[&str] = &[
     "--disable-sync",
     "--disable-breakpad",
     "--no-pings",
-    // The address bar's list as a page keeps two renderers busy on a guest without a graphics card.
+    // The address bar's list as a page keeps two renderers busy on a guest without a graphics card;
+    // a spare renderer and models on the device cost memory in every guest.
     "--disable-features=Translate,MediaRouter,OptimizationHints,GlobalMediaControls,\
-     WebUIOmniboxPopup,WebUIOmniboxFullPopup,WebUIOmniboxAimPopup",
+     WebUIOmniboxPopup,WebUIOmniboxFullPopup,WebUIOmniboxAimPopup,SpareRendererForSitePerProcess,\
+     OptimizationGuideModelExecution,OptimizationGuideOnDeviceModel,Lens,LensOverlay,LensStandalone",
+    "--disable-field-trial-config",
+    // Seconds. A child that has not heard from the browser within the 15 s of the default ends itself;
+    // on a busy host that is the network service, and every page that was on its way is lost with it.
+    "--ipc-connection-timeout=300",
     // Set by Debian's script.
     "--show-component-extension-options",
     "--no-service-autorun",

@@ -12,6 +12,8 @@
 //! | `POST /v1/settle` | | 200 [`Settled`]: only unclaimed, before a warm image is baked; 409 claimed |
 //! | `POST /v1/assign` | [`AssignRequest`] | 200 [`ClaimAnswer`]: the session that the VM serves from now on |
 //! | `POST /v1/rebind` | [`ClaimRequest`] | 200 [`ClaimAnswer`]: carries the secret of before and replaces the whole identity, after a checkpoint was restored |
+//! | `POST /v1/freeze` | | 200 [`Frozen`]: the browser stands still, for a snapshot; it goes on with `thaw` or `rebind`, or by itself after two minutes |
+//! | `POST /v1/thaw` | | 200 [`Frozen`] |
 //! | `POST /v1/exec` | [`ExecRequest`] | 200 [`ExecAnswer`] |
 //! | `POST /v1/services/{name}/restart` | | 200 [`ServiceHealth`]; 404 |
 //! | `GET /v1/metrics` | | 200 [`Metrics`]; needs no secret while unclaimed |
@@ -36,6 +38,14 @@ pub const AGENT_PORT: u16 = 8080;
 pub const VNC_PORT: u16 = 5901;
 /// Version of this protocol; rises when a host of before could not talk to the agent any more.
 pub const PROTOCOL: u32 = 1;
+
+/// Answer to a freeze or thaw.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Frozen {
+    /// Number of processes that were stopped, or let go on.
+    pub processes: u32,
+}
 
 /// State of the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,10 +6,14 @@
 use std::{
     path::PathBuf,
     sync::{Arc, PoisonError},
+    time::Duration,
 };
 
 use holdfast_core::{Actor, Checkpoint, SessionId, SessionState, SnapshotId, VmState};
-use holdfast_host::driver::StartFrom;
+use holdfast_host::{
+    driver::StartFrom,
+    guest::{AgentClient, GuestError},
+};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -22,6 +26,9 @@ use crate::{
     machine::operate,
     records::{Edit, chain},
 };
+
+/// Deadline of the guest for holding its browser still, and for letting it go on.
+const FREEZE_DEADLINE: Duration = Duration::from_secs(15);
 
 /// Somebody waits for a checkpoint of a session that goes on running.
 pub(crate) type SaveRequest = oneshot::Sender<Result<Checkpoint, ControlError>>;
@@ -260,7 +267,34 @@ async fn resume_vm(inner: &Inner, entry: &Entry) -> bool {
     if let Err(error) = &resumed {
         tracing::warn!(session = %entry.id, error = chain(error), "a VM could not be resumed after a checkpoint");
     }
+    if resumed.is_ok()
+        && let Err(error) = agent(inner, entry).thaw(FREEZE_DEADLINE).await
+    {
+        // It goes on by itself after a while.
+        tracing::warn!(session = %entry.id, error = chain(&error), "the guest was not told to let its browser go on");
+    }
     resumed.is_ok()
+}
+
+fn agent(inner: &Inner, entry: &Entry) -> AgentClient {
+    let vm = entry.live().vm;
+    AgentClient::new(Arc::clone(&inner.driver), vm.id, vm.secret.unwrap_or_default())
+}
+
+/// Holds the guest's browser still, so that no fork of the snapshot runs a process that shares its
+/// randomness with the original.
+async fn freeze(inner: &Inner, entry: &Entry) -> Result<(), ControlError> {
+    match agent(inner, entry).freeze(FREEZE_DEADLINE).await {
+        Ok(_) => Ok(()),
+        Err(GuestError::Refused { status: 404, .. }) => {
+            tracing::warn!(session = %entry.id, "the guest is of an older version and cannot hold its browser still");
+            Ok(())
+        }
+        Err(error) => Err(ControlError::Checkpoint(format!(
+            "the guest did not hold its browser still: {}",
+            chain(&error)
+        ))),
+    }
 }
 
 /// Keeps a snapshot from the sweep until its row is written.
@@ -278,6 +312,7 @@ impl Drop for Saving {
 
 async fn write(inner: &Inner, entry: &Entry) -> Result<(Checkpoint, Saving), ControlError> {
     let Live { session, vm } = entry.live();
+    freeze(inner, entry).await?;
     let snapshot = SnapshotId::from_uuid(Uuid::now_v7());
     let inner_arc = inner.this.upgrade().ok_or(ControlError::Draining("the server is stopping"))?;
     inner.saving.lock().unwrap_or_else(PoisonError::into_inner).insert(snapshot);

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use holdfast_agent_api::{
     AGENT_PORT, AgentError, AssignRequest, ClaimAnswer, ClaimRequest, ExecAnswer, ExecRequest,
-    Health, Metrics, ServiceHealth, Settled,
+    Frozen, Health, Metrics, ServiceHealth, Settled,
     tool::{CollectRequest, Collected, OpenRequest, ToolInput, ToolRequest, ToolStatus},
 };
 use holdfast_core::VmId;
@@ -99,6 +99,16 @@ impl AgentClient {
         deadline: Duration,
     ) -> Result<ClaimAnswer, GuestError> {
         self.call(Method::POST, "/v1/assign", Some(request), deadline).await
+    }
+
+    /// Holds the browser still, for a snapshot.
+    pub async fn freeze(&self, deadline: Duration) -> Result<Frozen, GuestError> {
+        self.call(Method::POST, "/v1/freeze", None::<&()>, deadline).await
+    }
+
+    /// Lets the browser go on after a snapshot.
+    pub async fn thaw(&self, deadline: Duration) -> Result<Frozen, GuestError> {
+        self.call(Method::POST, "/v1/thaw", None::<&()>, deadline).await
     }
 
     /// Brings an unclaimed guest to rest before a warm image is made of it.

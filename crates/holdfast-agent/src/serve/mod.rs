@@ -6,6 +6,7 @@
 mod claim;
 mod exec;
 mod figures;
+mod freeze;
 mod rebind;
 mod settle;
 mod system;
@@ -24,8 +25,8 @@ use axum::{
     routing::{any, get, post},
 };
 use holdfast_agent_api::{
-    AssignRequest, ClaimAnswer, ClaimRequest, ExecAnswer, ExecRequest, Health, Metrics, PROTOCOL,
-    ServiceHealth, ServiceState, Settled,
+    AssignRequest, ClaimAnswer, ClaimRequest, ExecAnswer, ExecRequest, Frozen, Health, Metrics,
+    PROTOCOL, ServiceHealth, ServiceState, Settled,
 };
 use jiff::Timestamp;
 use subtle::ConstantTimeEq;
@@ -48,6 +49,7 @@ pub struct Agent {
     guest: Guest,
     board: Mutex<Board>,
     claim: claim::Claims,
+    freezer: freeze::Freezer,
     /// Rises when another page shall be opened first; a page that still waits is then given up.
     start_page: Arc<AtomicU64>,
     started_ms: u64,
@@ -77,6 +79,7 @@ impl Agent {
         let agent = Arc::new(Self {
             claim: claim::Claims::load(&guest),
             board: Mutex::default(),
+            freezer: freeze::Freezer::default(),
             guest,
             start_page: Arc::default(),
             started_ms: uptime_ms(),
@@ -195,6 +198,8 @@ pub fn router(agent: Arc<Agent>) -> Router {
     let guarded = Router::new()
         .route("/v1/assign", post(assign))
         .route("/v1/rebind", post(rebind))
+        .route("/v1/freeze", post(freeze))
+        .route("/v1/thaw", post(thaw))
         .route("/v1/exec", post(run_command))
         .route("/v1/services/{name}/restart", post(restart))
         .route("/v1/metrics", get(metrics))
@@ -263,6 +268,15 @@ async fn rebind(
 ) -> Result<Json<ClaimAnswer>, Refusal> {
     let work = tokio::spawn(async move { agent.rebind(request).await });
     work.await.map_err(Refusal::failed)?.map(Json)
+}
+
+async fn freeze(State(agent): State<Arc<Agent>>) -> Result<Json<Frozen>, Refusal> {
+    let work = tokio::spawn(agent.freeze());
+    work.await.map_err(Refusal::failed)?.map(Json)
+}
+
+async fn thaw(State(agent): State<Arc<Agent>>) -> Json<Frozen> {
+    Json(agent.thaw().await)
 }
 
 async fn settle(State(agent): State<Arc<Agent>>) -> Result<Json<Settled>, Refusal> {

@@ -2,7 +2,7 @@
 //!
 //! A fork keeps what the person made (files, terminals, open pages, cookies) and shares no randomness
 //! with its twin: the kernel is reseeded before anything else, then the browser is replaced whole and
-//! opens its tabs again. Programs that the person started in a terminal go on as they were.
+//! opens its tabs again; it was held still before the snapshot and runs no further. Programs that the person started in a terminal go on as they were.
 
 use std::{sync::Arc, time::Duration};
 
@@ -39,8 +39,11 @@ impl Agent {
         let language_changed = self.take_identity(&request, &entropy, false)?;
         if request.cloned {
             self.replace_browser().await?;
-        } else if language_changed {
-            self.order("chromium", "restart").await?;
+        } else {
+            self.let_go();
+            if language_changed {
+                self.order("chromium", "restart").await?;
+            }
         }
         self.claim.keep(&self.guest, Claim { request, complete: true })?;
         Ok(answer())
@@ -53,11 +56,15 @@ impl Agent {
         let tabs = match browser::kept_tabs(&self.guest).map_err(kept)? {
             Some(tabs) => tabs,
             None => {
-                let tabs = browser::tabs(&self.guest).await.unwrap_or_default();
+                let tabs = match self.freezer.tabs() {
+                    Some(tabs) => tabs,
+                    None => browser::tabs(&self.guest).await.unwrap_or_default(),
+                };
                 browser::keep_tabs(&self.guest, &tabs).map_err(kept)?;
                 tabs
             }
         };
+        self.end_frozen().await?;
         self.order("chromium", "stop").await?;
         browser::forget_ids(&self.guest).map_err(failed_at("the browser's profile"))?;
         self.order("chromium", "start").await?;

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use holdfast_agent_api::{ClaimRequest, ScreenSize};
 use holdfast_core::{Screen, VmId};
 use holdfast_host::{
@@ -97,14 +97,35 @@ async fn from_inside(api: &Api, session: Uuid) -> Result<Vec<Made>> {
         echo boot-id $(cat /proc/sys/kernel/random/boot_id); \
         echo hostname $(hostname); \
         echo bash $RANDOM$RANDOM$RANDOM$RANDOM; \
-        echo mktemp $(mktemp -u XXXXXXXXXXXXXXXX); \
-        grep -rhoE '\"[a-z_0-9]*(client_id|guid|salt)[a-z_0-9]*\": *\"[^\"]{16,}\"' \
-        ~/.config/holdfast-chromium/'Local State' ~/.config/holdfast-chromium/Default/Preferences \
-        | tr -d ' ' | sed 's/^/chromium:/; s/:\"\\([^\"]*\\)\"$/ \\1/' || true";
+        echo mktemp $(mktemp -u XXXXXXXXXXXXXXXX)";
     let ran = api.exec(session, &["bash", "-c", script]).await?;
     ensure!(ran.code == 0, "{ran:?}");
     let lines = ran.stdout.lines().filter_map(|line| line.split_once(' '));
-    Ok(lines.map(|(what, value)| made(what, value, session)).collect())
+    let mut all: Vec<Made> = lines.map(|(what, value)| made(what, value, session)).collect();
+    for file in ["Local State", "Default/Preferences"] {
+        let path = format!("/home/user/.config/holdfast-chromium/{file}");
+        let ran = api.exec(session, &["cat", &path]).await?;
+        let kept = serde_json::from_str(&ran.stdout).with_context(|| format!("{file}: {ran:?}"))?;
+        ids(&kept, &mut |what, id| all.push(made(&format!("chromium: {what}"), id, session)));
+    }
+    Ok(all)
+}
+
+/// Ids and salts that Chromium drew for an installation.
+fn ids(kept: &serde_json::Value, found: &mut impl FnMut(&str, &str)) {
+    for (name, value) in kept.as_object().into_iter().flatten() {
+        match value.as_str() {
+            Some(id)
+                if id.len() >= 16
+                    && ["client_id", "guid", "salt"].iter().any(|part| name.contains(part)) =>
+            {
+                found(name, id);
+            }
+            // Checksums of settings: of those that were never changed all installations have the same.
+            _ if name != "protection" => ids(value, found),
+            _ => {}
+        }
+    }
 }
 
 async fn clock_is_right(api: &Api, session: Uuid) -> Result<()> {
@@ -300,7 +321,9 @@ async fn found(
     agent.claim(&request, SOON).await?;
     wait::until("the page reports", BOOT, async || Ok((reported(page).len() >= 3).then_some(())))
         .await?;
+    let claimed = AgentClient::new(Arc::clone(driver), spec.vm, request.secret.clone());
     let snapshot = dir.join("snapshot");
+    claimed.freeze(SOON).await?;
     driver.snapshot(spec.vm, &snapshot).await?;
     driver.destroy(spec.vm).await?;
     let alike = twins(driver, spec, &snapshot, &request.secret, page, false).await?;

@@ -10,8 +10,9 @@ use std::{
 use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
 use holdfast_agent_api::{
-    AgentError, AssignRequest, ClaimAnswer, ClaimRequest, ExecAnswer, ExecRequest, Health, Metrics,
-    PROTOCOL, ServiceHealth, ServiceState, Settled, terminal::FromAgent, tool::OpenRequest,
+    AgentError, AssignRequest, ClaimAnswer, ClaimRequest, ExecAnswer, ExecRequest, Frozen, Health,
+    Metrics, PROTOCOL, ServiceHealth, ServiceState, Settled, terminal::FromAgent,
+    tool::OpenRequest,
 };
 use holdfast_core::Timestamp;
 use http::{Method, Request, Response, StatusCode, header};
@@ -144,6 +145,7 @@ impl Guest {
                 refuse(StatusCode::CONFLICT, "the guest is claimed")
             }
             (&Method::POST, "/v1/settle") => json(&Settled { busy_permille: 0, took_ms: 0 }),
+            (&Method::POST, "/v1/freeze" | "/v1/thaw") => json(&Frozen { processes: 0 }),
             (&Method::POST, "/v1/assign") => match read::<AssignRequest>(request).await {
                 Ok(assign) => {
                     self.remember(|claim| claim.session_id = Some(assign.session_id));

@@ -447,6 +447,9 @@ pub struct Explanation {
     /// What its host holds of the VM now; absent where this server does not drive it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine: Option<MachineSeen>,
+    /// Where its VM stands on the ladder of repairs; absent until it was probed by this server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthSeen>,
     /// What protects it.
     pub lease: Lease,
     /// Attempts at starting its VM since it was last ready.
@@ -468,6 +471,32 @@ pub struct MachineSeen {
     /// Its network exists; absent where that is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<bool>,
+}
+
+/// Where a VM stood on the ladder of repairs after its last probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthSeen {
+    /// What was done, from bottom to top: `fine`, `probe` (again), `service` (restarted in the guest),
+    /// `resume`, `restore` (the last checkpoint), `boot` (on the same disk), `given_up`.
+    pub rung: String,
+    /// What was found, as a sentence.
+    pub finding: String,
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    pub probed_at: Timestamp,
+    /// Probes in a row that found something wrong.
+    pub failures: u32,
+    /// Since when something is wrong; absent while nothing is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub failing_since: Option<Timestamp>,
+    /// Restarts of a service in the guest since it was last well.
+    pub service_restarts: u32,
+    /// Attempts since then to let its processors run again.
+    pub resumes: u32,
+    /// Boots since then.
+    pub boots: u32,
 }
 
 /// What protects a session.

@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 
 use holdfast_core::{
     Actor, EndReason, SessionState, VmState,
-    plan::{Machine, ProcessSeen, Step, plan},
+    plan::{Step, plan},
 };
 use holdfast_host::driver::{DriverError, StartFrom};
 use holdfast_store::StoreError;
@@ -24,7 +24,7 @@ use crate::{
     bringup, checkpoint,
     control::{Inner, commit, end_entry, note, reread},
     limits::{self, Warned},
-    machine::{look, operate, spec},
+    machine::{Look, look, operate, spec},
     probe::Watcher,
     records::{Edit, chain},
     teardown,
@@ -107,11 +107,8 @@ async fn step(
     let live = entry.live();
     // Only a start needs to know the machine before it plans; watching looks for itself.
     let starting = matches!(live.session.state, SessionState::Starting | SessionState::Resuming);
-    let (machine, why) = if starting {
-        look(inner, live.vm.id).await
-    } else {
-        (Machine { process: ProcessSeen::Unknown, directory: true, network: true }, None)
-    };
+    let Look { machine, why, .. } =
+        if starting { look(inner, live.vm.id).await } else { Look::unknown(None) };
     let step = plan(&live.session, &live.vm, machine);
     tracing::debug!(session = %entry.id, ?step, vm = %live.vm.state, "planned");
     metrics::counter!("holdfast_reconcile_steps_total", "step" => format!("{step:?}")).increment(1);

@@ -9,7 +9,9 @@ use std::{
 };
 
 use crate::checkpoint::SaveRequest;
-use holdfast_core::{Session, SessionId, SessionState, SignIn, Timestamp, Vm, VmId, VmState};
+use holdfast_core::{
+    Session, SessionId, SessionState, SignIn, Timestamp, Vm, VmId, VmState, health::Standing,
+};
 use holdfast_store::Change;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
@@ -45,6 +47,7 @@ pub(crate) struct Entry {
     /// operations never run at once.
     pub machine: Arc<tokio::sync::Mutex<()>>,
     route: watch::Sender<Option<Route>>,
+    standing: Mutex<Option<Standing>>,
     sign_in: Mutex<Option<SignIn>>,
     /// Checkpoints asked for while the session goes on running.
     pub save_requests: Mutex<Vec<SaveRequest>>,
@@ -101,6 +104,15 @@ impl Entry {
 
     pub(crate) fn set_sign_in(&self, sign_in: Option<SignIn>) {
         *self.sign_in.lock().unwrap_or_else(PoisonError::into_inner) = sign_in;
+    }
+
+    /// Where the VM stood on the ladder of repairs after its last probe.
+    pub(crate) fn standing(&self) -> Option<Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_standing(&self, standing: Standing) {
+        *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = Some(standing);
     }
 
     fn lock(&self) -> MutexGuard<'_, Live> {
@@ -181,6 +193,7 @@ impl Board {
             streams: AtomicUsize::new(0),
             machine: Arc::default(),
             route,
+            standing: Mutex::default(),
             sign_in: Mutex::default(),
             save_requests: Mutex::default(),
             sign_in_wake: Notify::new(),

@@ -12,6 +12,7 @@ use std::{
 use holdfast_core::{
     Actor, EndReason, Event, HostId, Session, SessionId, SessionState, SignIn, SnapshotId,
     Timestamp, VmState,
+    health::Standing,
     provider::{Catalog, Provider},
 };
 use holdfast_host::driver::{Driver, ImageRef, Observed};
@@ -264,16 +265,7 @@ impl Control {
 
     /// Extends a session's lease; answers until when it is protected.
     pub async fn heartbeat(&self, id: SessionId) -> Result<Timestamp, ControlError> {
-        let Some(entry) = self.inner.board.get(id) else {
-            return match self.find(id).await? {
-                Some(live) => Err(absent(&live.session)),
-                None => Err(ControlError::NotFound(id)),
-            };
-        };
-        let session = entry.session();
-        if matches!(session.state, SessionState::Ending | SessionState::Ended) {
-            return Err(gone(&session));
-        }
+        let entry = self.entry(id).await?;
         let now = self.inner.clock.now();
         Ok(self.inner.leases.extend(&entry, now, now + self.inner.config.lease))
     }
@@ -305,6 +297,12 @@ impl Control {
         let entry = self.inner.board.get(id)?;
         let vm = entry.live().vm.id;
         Some(self.inner.driver.inspect(vm).await.map_err(ControlError::from))
+    }
+
+    /// Where a session's VM stood on the ladder of repairs after its last probe; `None` where this
+    /// server did not probe it.
+    pub fn standing(&self, id: SessionId) -> Option<Standing> {
+        self.inner.board.get(id)?.standing()
     }
 
     /// How many streams are open to a session now.
@@ -342,14 +340,21 @@ impl Control {
         self.inner.clock.now()
     }
 
-    /// The entry of a session that lives here, or why there is none.
+    /// The entry of a session that this server drives, in whatever state, or why there is none: the
+    /// one place that decides between gone, elsewhere and never existed.
+    pub(crate) async fn here(&self, id: SessionId) -> Result<Arc<Entry>, ControlError> {
+        if let Some(entry) = self.inner.board.get(id) {
+            return Ok(entry);
+        }
+        match self.find(id).await? {
+            Some(live) => Err(absent(&live.session)),
+            None => Err(ControlError::NotFound(id)),
+        }
+    }
+
+    /// The same, of a session that is not ending.
     pub(crate) async fn entry(&self, id: SessionId) -> Result<Arc<Entry>, ControlError> {
-        let Some(entry) = self.inner.board.get(id) else {
-            return match self.find(id).await? {
-                Some(live) => Err(gone(&live.session)),
-                None => Err(ControlError::NotFound(id)),
-            };
-        };
+        let entry = self.here(id).await?;
         let session = entry.session();
         if matches!(session.state, SessionState::Ending | SessionState::Ended) {
             return Err(gone(&session));
@@ -379,7 +384,7 @@ pub(crate) fn gone(session: &Session) -> ControlError {
 
 /// The error for a session that no actor of this server drives: it ended, or it lives and was not
 /// taken over (yet). A session that lives is never called gone.
-pub(crate) fn absent(session: &Session) -> ControlError {
+fn absent(session: &Session) -> ControlError {
     if matches!(session.state, SessionState::Ending | SessionState::Ended) {
         gone(session)
     } else {

@@ -44,30 +44,47 @@ where
     }
 }
 
+/// What a look at the machine found of a VM.
+pub(crate) struct Look {
+    /// For the planner.
+    pub machine: Machine,
+    /// The VMM lives, but a signal has stopped it.
+    pub stopped: bool,
+    /// What is known of an end, or of what could not be read.
+    pub why: Option<String>,
+}
+
+impl Look {
+    /// Nothing is proven.
+    pub(crate) fn unknown(why: Option<String>) -> Self {
+        let machine = Machine { process: ProcessSeen::Unknown, directory: true, network: true };
+        Self { machine, stopped: false, why }
+    }
+}
+
 /// What the host holds of a VM. What cannot be read is unknown.
-pub(crate) async fn look(inner: &Inner, vm: VmId) -> (Machine, Option<String>) {
+pub(crate) async fn look(inner: &Inner, vm: VmId) -> Look {
     let looked = tokio::time::timeout(LOOK_DEADLINE, inner.driver.inspect(vm)).await;
     let looked = looked.unwrap_or_else(|_| {
         Err(DriverError::Timeout { operation: "looking at it".into(), after: LOOK_DEADLINE })
     });
-    match looked {
-        Ok(observed) => {
-            let (process, why) = match observed.process {
-                Process::NotStarted => (ProcessSeen::NotStarted, None),
-                Process::Running { .. } => (ProcessSeen::Running, None),
-                Process::Exited { why } => (ProcessSeen::Exited, Some(why)),
-                Process::Unknown { why } => (ProcessSeen::Unknown, Some(why)),
-            };
-            (Machine { process, directory: observed.directory, network: observed.network }, why)
-        }
+    let observed = match looked {
+        Ok(observed) => observed,
         Err(DriverError::NotFound(_)) => {
-            (Machine { process: ProcessSeen::NotStarted, directory: false, network: false }, None)
+            let process = ProcessSeen::NotStarted;
+            let machine = Machine { process, directory: false, network: false };
+            return Look { machine, stopped: false, why: None };
         }
-        Err(error) => (
-            Machine { process: ProcessSeen::Unknown, directory: true, network: true },
-            Some(crate::records::chain(&error)),
-        ),
-    }
+        Err(error) => return Look::unknown(Some(crate::records::chain(&error))),
+    };
+    let (process, stopped, why) = match observed.process {
+        Process::NotStarted => (ProcessSeen::NotStarted, false, None),
+        Process::Running { stopped, .. } => (ProcessSeen::Running, stopped, None),
+        Process::Exited { why } => (ProcessSeen::Exited, false, Some(why)),
+        Process::Unknown { why } => (ProcessSeen::Unknown, false, Some(why)),
+    };
+    let machine = Machine { process, directory: observed.directory, network: observed.network };
+    Look { machine, stopped, why }
 }
 
 /// What a session's VM is made of.

@@ -1,21 +1,25 @@
 //! Watching a VM in use: probes its health and climbs the ladder of `holdfast_core::health`.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use holdfast_agent_api::{ServiceState, VNC_PORT};
+use holdfast_agent_api::{Health, ServiceState, VNC_PORT};
 use holdfast_core::{
     Actor, SessionState, VmState,
     health::{Finding, Ladder, Rung},
     plan::ProcessSeen,
 };
-use holdfast_host::{driver::Stop, guest::AgentClient};
+use holdfast_host::{
+    driver::{GuestStream, Stop},
+    guest::AgentClient,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
     ControlError, Live,
     actor::Next,
     board::Entry,
     control::{Inner, commit, note},
-    machine::{look, operate},
+    machine::{Look, look, operate},
     records::{Edit, chain},
     teardown::keep_console,
 };
@@ -32,6 +36,8 @@ const BROWSER_PATIENCE: Duration = Duration::from_mins(3);
 pub(crate) struct Watcher {
     ladder: Ladder,
     browser_seen_in: Option<u32>,
+    /// Incarnation, and how often each of its services was started again.
+    restarts: (u32, HashMap<String, u32>),
     last_detail: Option<String>,
 }
 
@@ -49,6 +55,7 @@ impl Watcher {
         let is_recent = !inner.config.checkpoint_interval.is_zero();
         let has_checkpoint = is_recent && live.session.checkpoint.is_some();
         let rung = self.ladder.next(&finding, has_checkpoint, &patience, now);
+        entry.set_standing(self.ladder.standing(now, finding.clone(), rung.clone()));
         if rung == Rung::Fine {
             return self.fine(inner, entry, live).await;
         }
@@ -146,7 +153,7 @@ impl Watcher {
             Rung::ColdBoot => start_again(inner, entry, finding, false).await?,
             Rung::GiveUp => {
                 keep_console(inner, entry, id).await;
-                let text = format!("Every repair was tried: {}.", describe(finding));
+                let text = format!("Every repair was tried: {finding}.");
                 let edit = Edit::new(&session, &vm, inner.clock.now())
                     .detail(Some(text.clone()))
                     .session_to(SessionState::Failed, &text, Actor::Reconciler);
@@ -156,9 +163,37 @@ impl Watcher {
         Ok(Next::Again)
     }
 
+    /// Says which services ended in the guest and were started again by its own supervisor, and what
+    /// that lost.
+    async fn tell_restarts(&mut self, inner: &Inner, entry: &Entry, live: &Live, health: &Health) {
+        let counts = health.services.iter().map(|s| (s.name.clone(), s.restarts)).collect();
+        let now = (live.vm.incarnation, counts);
+        let (incarnation, before) = std::mem::replace(&mut self.restarts, now);
+        if incarnation != live.vm.incarnation {
+            return;
+        }
+        for service in &health.services {
+            // A count that fell is that of a supervisor that was started again itself.
+            if before.get(&service.name).is_none_or(|count| *count == service.restarts) {
+                continue;
+            }
+            let why = service.last_error.as_deref().unwrap_or("ended");
+            let lost = match service.name.as_str() {
+                "agent" => "Programs and terminals went on.",
+                "chromium" => "What was typed into its pages and not sent is lost.",
+                "xvnc" => "Programs with windows were closed with it.",
+                _ => "Programs went on.",
+            };
+            let text =
+                format!("{} {why}, and was started again in the guest. {lost}", service.name);
+            note(inner, entry, "guest.service", &text, Actor::Guest).await;
+        }
+    }
+
     async fn probe(&mut self, inner: &Inner, entry: &Entry, live: &Live) -> Finding {
-        let (machine, why) = look(inner, live.vm.id).await;
+        let Look { machine, stopped, why } = look(inner, live.vm.id).await;
         match machine.process {
+            ProcessSeen::Running if stopped => return Finding::Stopped,
             ProcessSeen::Exited => return Finding::Exited(why.unwrap_or_default()),
             ProcessSeen::NotStarted => return Finding::Exited("it is not running".to_owned()),
             ProcessSeen::Unknown => return Finding::Unknown(why.unwrap_or_default()),
@@ -169,6 +204,7 @@ impl Watcher {
         }
         match agent(inner, &live.vm).health(PROBE_DEADLINE).await {
             Ok(health) => {
+                self.tell_restarts(inner, entry, live, &health).await;
                 if health.browser_ready && self.browser_seen_in != Some(live.vm.incarnation) {
                     self.browser_seen_in = Some(live.vm.incarnation);
                     let recent = inner.clock.now() < live.vm.state_since + BROWSER_PATIENCE;
@@ -199,40 +235,41 @@ impl Watcher {
     }
 }
 
-/// Whether the VNC server sends its greeting: a stopped guest may still accept a connection in the
-/// host's kernel, but it sends nothing.
+/// Whether the VNC server greets: a stopped guest may still accept a connection in the host's kernel, but
+/// it sends nothing.
 async fn desktop_answers(inner: &Inner, live: &Live) -> bool {
     let greeting = async {
-        use tokio::io::AsyncReadExt as _;
         let mut stream = inner.driver.dial(live.vm.id, VNC_PORT).await.ok()?;
         let mut version = [0_u8; 12];
         stream.read_exact(&mut version).await.ok()?;
+        // Some count every connection that ends before its handshake against its address, and refuse
+        // everybody from there after a few: a probe may not keep people out.
+        let _ = shake_hands(&mut stream, version).await;
         Some(version.starts_with(b"RFB "))
     };
     matches!(tokio::time::timeout(PROBE_DEADLINE, greeting).await, Ok(Some(true)))
+}
+
+/// RFB 3.8 up to where a viewer is let in.
+async fn shake_hands(stream: &mut GuestStream, version: [u8; 12]) -> std::io::Result<()> {
+    const NO_AUTHENTICATION: u8 = 1;
+    stream.write_all(&version).await?;
+    let mut kinds = vec![0; usize::from(stream.read_u8().await?)];
+    stream.read_exact(&mut kinds).await?;
+    if kinds.contains(&NO_AUTHENTICATION) {
+        stream.write_all(&[NO_AUTHENTICATION]).await?;
+        stream.read_u32().await?;
+    }
+    Ok(())
 }
 
 fn agent(inner: &Inner, vm: &holdfast_core::Vm) -> AgentClient {
     AgentClient::new(Arc::clone(&inner.driver), vm.id, vm.secret.clone().unwrap_or_default())
 }
 
-fn describe(finding: &Finding) -> String {
-    match finding {
-        Finding::Healthy => "it answers".to_owned(),
-        Finding::ServiceDown(name) => format!("{name} is not running in the guest"),
-        Finding::AgentSilent { desktop_answers: true } => {
-            "the guest's agent does not answer; the desktop does".to_owned()
-        }
-        Finding::AgentSilent { desktop_answers: false } => "the guest does not answer".to_owned(),
-        Finding::Stopped => "the machine is stopped".to_owned(),
-        Finding::Exited(why) => format!("the machine ended ({why})"),
-        Finding::Unknown(why) => format!("its state could not be determined ({why})"),
-    }
-}
-
 async fn degrade(inner: &Inner, entry: &Entry, finding: &Finding) -> Result<(), ControlError> {
     let Live { session, vm } = entry.live();
-    let text = format!("Something is wrong: {}. Repair is under way.", describe(finding));
+    let text = format!("Something is wrong: {finding}. Repair is under way.");
     let edit = Edit::new(&session, &vm, inner.clock.now())
         .detail(Some(text.clone()))
         .vm_to(VmState::Unhealthy, &text, Actor::Host)
@@ -267,14 +304,13 @@ async fn start_again(
     } else {
         ("repair.boot", SessionState::Starting)
     };
-    let because = describe(finding);
     let text = match session.checkpoint.as_ref().filter(|_| restore) {
         Some(checkpoint) => format!(
-            "Bringing the machine back to {} because {because}. What was done since then is lost.",
+            "Bringing the machine back to {} because {finding}. What was done since then is lost.",
             checkpoint.taken_at
         ),
         None => format!(
-            "Starting the machine again from its disk because {because}. Files are kept; open programs and unsaved work are lost."
+            "Starting the machine again from its disk because {finding}. Files are kept; open programs and unsaved work are lost."
         ),
     };
     metrics::counter!("holdfast_machine_restarts_total", "kind" => kind).increment(1);

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use crate::{
     Control, ControlError, Route,
     board::Entry,
-    control::{Inner, absent, gone},
+    control::{Inner, gone},
     records::chain,
 };
 
@@ -158,23 +158,13 @@ impl Control {
 
     /// The end of the console of a session's guest.
     pub async fn console(&self, id: SessionId, max_bytes: usize) -> Result<String, ControlError> {
-        match self.inner().board.get(id) {
-            Some(entry) => Ok(self.inner().driver.console(entry.live().vm.id, max_bytes).await?),
-            None => match self.find(id).await? {
-                Some(live) => Err(absent(&live.session)),
-                None => Err(ControlError::NotFound(id)),
-            },
-        }
+        let vm = self.here(id).await?.live().vm.id;
+        Ok(self.inner().driver.console(vm, max_bytes).await?)
     }
 
     async fn attach(&self, id: SessionId, guest: bool) -> Result<Attached, ControlError> {
         let inner = self.inner();
-        let Some(entry) = inner.board.get(id) else {
-            return match self.find(id).await? {
-                Some(live) => Err(absent(&live.session)),
-                None => Err(ControlError::NotFound(id)),
-            };
-        };
+        let entry = self.here(id).await?;
         let route = entry.route();
         let current = *route.borrow();
         let Some(opened_on) = current else { return Err(not_usable(&entry)) };

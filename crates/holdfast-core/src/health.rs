@@ -9,7 +9,7 @@
 //! gone, or the guest was silent for [`Patience::silence`] with its desktop silent too. What cannot
 //! be determined never climbs.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use crate::Timestamp;
 
@@ -33,6 +33,24 @@ pub enum Finding {
     Unknown(String),
 }
 
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Healthy => f.write_str("it answers"),
+            Self::ServiceDown(name) => write!(f, "{name} is not running in the guest"),
+            Self::AgentSilent { desktop_answers: true } => {
+                f.write_str("the guest's agent does not answer; the desktop does")
+            }
+            Self::AgentSilent { desktop_answers: false } => {
+                f.write_str("the guest does not answer")
+            }
+            Self::Stopped => f.write_str("the machine is stopped"),
+            Self::Exited(why) => write!(f, "the machine ended ({why})"),
+            Self::Unknown(why) => write!(f, "its state could not be determined ({why})"),
+        }
+    }
+}
+
 /// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rung {
@@ -50,6 +68,43 @@ pub enum Rung {
     ColdBoot,
     /// Everything was tried.
     GiveUp,
+}
+
+impl Rung {
+    /// Its name in the API, from bottom to top: `fine`, `probe`, `service`, `resume`, `restore`,
+    /// `boot`, `given_up`.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Fine => "fine",
+            Self::ProbeAgain => "probe",
+            Self::RestartService(_) => "service",
+            Self::Resume => "resume",
+            Self::Restore => "restore",
+            Self::ColdBoot => "boot",
+            Self::GiveUp => "given_up",
+        }
+    }
+}
+
+/// Where a VM stood on the ladder after its last probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// When it was probed.
+    pub at: Timestamp,
+    /// What was found.
+    pub finding: Finding,
+    /// What was done about it.
+    pub rung: Rung,
+    /// Probes in a row that found something wrong.
+    pub failures: u32,
+    /// Since when something is wrong.
+    pub failing_since: Option<Timestamp>,
+    /// Restarts of a service in the guest since it was last well.
+    pub service_restarts: u32,
+    /// Attempts since then to let its processors run again.
+    pub resumes: u32,
+    /// Boots since then.
+    pub boots: u32,
 }
 
 /// How patient the ladder is.
@@ -163,6 +218,20 @@ impl Ladder {
         }
     }
 
+    /// Where it stands now, after `finding` at `at` led to `rung`.
+    pub fn standing(&self, at: Timestamp, finding: Finding, rung: Rung) -> Standing {
+        Standing {
+            at,
+            finding,
+            rung,
+            failures: self.failures,
+            failing_since: self.failing_since,
+            service_restarts: self.service_restarts,
+            resumes: self.resumes,
+            boots: self.boots,
+        }
+    }
+
     fn start_again(&mut self, has_checkpoint: bool, patience: &Patience) -> Rung {
         if has_checkpoint && !self.restored {
             self.restored = true;
@@ -202,6 +271,17 @@ mod tests {
         assert!(!ladder.is_degraded(&patience));
         assert_eq!(ladder.next(&Finding::Healthy, false, &patience, at(10)), Rung::Fine);
         assert_eq!(ladder, Ladder::default());
+    }
+
+    #[test]
+    fn a_stopped_machine_goes_on_at_once() {
+        let (mut ladder, patience) = (Ladder::default(), Patience::default());
+        assert_eq!(ladder.next(&Finding::Stopped, true, &patience, at(0)), Rung::Resume);
+        assert!(ladder.is_degraded(&patience));
+        let standing = ladder.standing(at(0), Finding::Stopped, Rung::Resume);
+        assert_eq!((standing.resumes, standing.boots), (1, 0));
+        assert_eq!(standing.failing_since, Some(at(0)));
+        assert_eq!(ladder.next(&Finding::Healthy, true, &patience, at(5)), Rung::Fine);
     }
 
     #[test]

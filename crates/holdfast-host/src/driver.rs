@@ -112,6 +112,8 @@ pub enum Process {
         pid: i32,
         /// Start time.
         start_ticks: u64,
+        /// A signal has stopped it: it lives and does nothing.
+        stopped: bool,
     },
     /// It is proven gone: no process with that pid and start time exists.
     Exited {

@@ -20,6 +20,7 @@ use crate::{
     disk,
     driver::{DriverError, GuestStream, ImageRef, Observed, Process, Result, Usage, VmSpec},
     net::{self, Range, namespace},
+    presence::Presence,
     process::{self, Handed, Processes, cgroups},
     registry::{Lease, Registry},
     statedir::{StateDir, UPPER, VmDir},
@@ -46,6 +47,8 @@ pub struct HostConfig {
     pub probe_image: Option<ImageRef>,
     /// Leases of all instances on this machine; vanishes at a reboot.
     pub run_dir: PathBuf,
+    /// Where the instances on this machine say that they are here; vanishes at a reboot.
+    pub instances_dir: PathBuf,
 }
 
 impl HostConfig {
@@ -58,6 +61,7 @@ impl HostConfig {
             qemu: PathBuf::from("qemu-system-x86_64"),
             probe_image: None,
             run_dir: PathBuf::from("/run/holdfast"),
+            instances_dir: PathBuf::from("/run/holdfast/instances"),
         }
     }
 }
@@ -73,6 +77,7 @@ struct Inner {
     state: StateDir,
     registry: Registry,
     processes: Processes,
+    presence: Presence,
     locks: Mutex<HashMap<VmId, Weak<tokio::sync::Mutex<()>>>>,
 }
 
@@ -82,7 +87,9 @@ impl Host {
         let state = StateDir::open(&config.state_dir)?;
         let registry = Registry::open(&config.run_dir, &state, config.address_range)?;
         let processes = Processes::new(&state);
-        let inner = Arc::new(Inner { config, state, registry, processes, locks: Mutex::default() });
+        let presence = Presence::announce(&config.instances_dir, &state)?;
+        let locks = Mutex::default();
+        let inner = Arc::new(Inner { config, state, registry, processes, presence, locks });
         tokio::spawn(keep_consoles_short(Arc::downgrade(&inner)));
         Ok(Self { inner })
     }
@@ -177,27 +184,54 @@ impl Host {
 
     /// Removes everything that the VM owns.
     pub async fn destroy(&self, vm: VmId) -> Result<()> {
-        let dir = self.dir(vm);
-        self.kill(vm).await?;
-        let lease = self.inner.registry.find(vm)?;
-        if lease.is_some() || dir.exists() || namespace::path(vm).exists() {
-            self.forbid_foreign(vm, &dir, lease.as_ref())?;
-        }
-        net::disconnect(self.inner.state.instance(), vm, lease.as_ref()).await?;
+        let (dir, registry) = (self.dir(vm), &self.inner.registry);
+        let instance = self.owner(vm).await?;
+        Processes::kill(&self.processes_of(&instance), &dir).await?;
+        let lease = registry.find_of(&instance, vm)?;
+        net::disconnect(&instance, vm, lease.as_ref()).await?;
         // The directory before the lease: while anything is left, the VM is still listed.
         dir.remove()?;
-        self.inner.registry.release(vm)
+        registry.release_of(&instance, vm)
     }
 
-    /// A namespace is named by the VM alone, so whose it is has to be known from elsewhere.
-    fn forbid_foreign(&self, vm: VmId, dir: &VmDir, lease: Option<&Lease>) -> Result<()> {
-        if lease.is_none() && !dir.exists() && self.inner.registry.belongs_to_another(vm)? {
-            return Err(DriverError::Refused {
-                operation: format!("removing VM {vm}"),
-                message: "it belongs to another Holdfast on this machine".to_owned(),
-            });
+    /// The instance whose VM it is: this one, or one that was abandoned. A namespace is named by the VM
+    /// alone, so whose it is has to be known from elsewhere.
+    async fn owner(&self, vm: VmId) -> Result<String> {
+        let own = self.inner.state.instance().to_owned();
+        if self.dir(vm).exists() {
+            return Ok(own);
         }
-        Ok(())
+        let holder = match self.inner.registry.holder(vm)? {
+            Some(holder) => Some(holder),
+            None => net::owner_inside(vm).await,
+        };
+        match holder {
+            Some(holder) if holder == own => return Ok(own),
+            Some(holder) if self.inner.presence.abandoned().contains(&holder) => {
+                return Ok(holder);
+            }
+            Some(_) => {
+                return Err(DriverError::Refused {
+                    operation: format!("removing VM {vm}"),
+                    message: "it belongs to another Holdfast on this machine".to_owned(),
+                });
+            }
+            None => {}
+        }
+        for other in self.inner.presence.abandoned() {
+            if self.marked(&other).await?.contains(&vm) {
+                return Ok(other);
+            }
+        }
+        Ok(own)
+    }
+
+    fn processes_of(&self, instance: &str) -> Processes {
+        if instance == self.inner.state.instance() {
+            self.inner.processes.clone()
+        } else {
+            Processes::of(instance)
+        }
     }
 
     /// What the machine holds of a VM.
@@ -216,16 +250,47 @@ impl Host {
         })
     }
 
-    /// Every VM that anything on the machine says is of this instance.
+    /// Every VM that anything on the machine says is of this instance, or of one that was abandoned:
+    /// whose state directory is gone and of which no process lives.
     pub async fn list(&self) -> Result<Vec<Observed>> {
         let inner = &self.inner;
-        let instance = inner.state.instance();
+        let own = inner.state.instance();
         let mut vms: BTreeSet<VmId> = inner.state.list()?.into_iter().collect();
-        vms.extend(inner.registry.list()?);
-        vms.extend(inner.processes.list()?);
+        vms.extend(self.marked(own).await?);
+        let mut abandoned = inner.presence.abandoned();
+        let mut left_of = BTreeSet::new();
+        for other in &abandoned {
+            let left = self.marked(other).await?;
+            if !left.is_empty() {
+                left_of.insert(other.clone());
+            }
+            vms.extend(left);
+        }
+        // A namespace alone says inside whose it is.
+        for vm in namespace::list() {
+            if !vms.contains(&vm)
+                && inner.registry.holder(vm)?.is_none()
+                && let Some(owner) = net::owner_inside(vm).await
+                && (owner == own || abandoned.contains(&owner))
+            {
+                vms.insert(vm);
+                left_of.insert(owner);
+            }
+        }
+        abandoned.retain(|other| !left_of.contains(other));
+        for nothing_left in abandoned {
+            inner.presence.forget(&nothing_left);
+        }
+        vms.into_iter().map(|vm| self.inspect(vm)).collect()
+    }
+
+    /// VMs of which anything on the machine carries the mark of an instance.
+    async fn marked(&self, instance: &str) -> Result<BTreeSet<VmId>> {
+        let mut vms: BTreeSet<VmId> = self.inner.registry.list_of(instance)?.into_iter().collect();
+        vms.extend(self.processes_of(instance).list()?);
         vms.extend(net::list(instance).await?);
         vms.extend(cgroups(instance));
-        vms.into_iter().map(|vm| self.inspect(vm)).collect()
+        Ok(vms)
     }
 
     /// Waits for the end of the VMM.

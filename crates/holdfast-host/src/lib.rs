@@ -16,6 +16,7 @@ pub mod guest;
 pub mod host;
 mod image;
 pub mod net;
+mod presence;
 pub mod process;
 pub mod registry;
 pub mod snapshot;

@@ -91,9 +91,14 @@ impl Registry {
 
     /// The lease of a VM of this instance, where it has one.
     pub fn find(&self, vm: VmId) -> Result<Option<Lease>> {
-        let lease: Option<Lease> = files::read_json(&self.file(vm))
+        self.find_of(&self.instance, vm)
+    }
+
+    /// The same of another instance.
+    pub(crate) fn find_of(&self, instance: &str, vm: VmId) -> Result<Option<Lease>> {
+        let held = read(&self.file(vm))
             .map_err(|e| DriverError::io(format!("reading the lease of VM {vm}"), e))?;
-        Ok(lease.filter(|lease| lease.instance == self.instance))
+        Ok(held.and_then(|held| held.lease).filter(|lease| lease.instance == instance))
     }
 
     /// Gives a VM a slot: the one that it has, the one that its directory remembers, or the lowest
@@ -113,7 +118,8 @@ impl Registry {
             // A link without a lease belongs to somebody whose lease was lost.
             !held && net::link_owner(&link_name(slot)).is_none_or(|owner| owner == self.mark(vm))
         };
-        let remembered: Option<Lease> = files::read_json(&dir.file(LEASE)).map_err(io)?;
+        // It is only preferred, so one that cannot be understood is as good as none.
+        let remembered = files::read_json::<Lease>(&dir.file(LEASE)).ok().flatten();
         let remembered = remembered.map(|lease| lease.slot);
         let (slot, address) = remembered
             .into_iter()
@@ -132,34 +138,74 @@ impl Registry {
 
     /// Gives the slot back; there need not be one. Everything that was named by it must be gone.
     pub fn release(&self, vm: VmId) -> Result<()> {
-        if self.find(vm)?.is_some() {
-            files::remove_if_there(&self.file(vm))
-                .map_err(|e| DriverError::io(format!("giving back the slot of VM {vm}"), e))?;
+        self.release_of(&self.instance, vm)
+    }
+
+    /// The same of another instance.
+    pub(crate) fn release_of(&self, instance: &str, vm: VmId) -> Result<()> {
+        let error = |e| DriverError::io(format!("giving back the slot of VM {vm}"), e);
+        let held = read(&self.file(vm)).map_err(error)?;
+        // One that says nothing of its owner was of whoever owned the rest.
+        if held.is_some_and(|held| held.instance.is_none_or(|owner| owner == instance)) {
+            files::remove_if_there(&self.file(vm)).map_err(error)?;
         }
         Ok(())
     }
 
     /// Every VM of this instance that has a slot.
     pub fn list(&self) -> Result<Vec<VmId>> {
-        let leases = self.all().map_err(|e| DriverError::io("listing the leases", e))?;
-        Ok(leases.into_iter().filter(|l| l.instance == self.instance).map(|l| l.vm).collect())
+        self.list_of(&self.instance)
     }
 
-    /// Whether another instance holds a lease for this VM.
-    pub fn belongs_to_another(&self, vm: VmId) -> Result<bool> {
-        let leases = self.all().map_err(|e| DriverError::io("listing the leases", e))?;
-        Ok(leases.iter().any(|lease| lease.vm == vm && lease.instance != self.instance))
+    /// The same of another instance.
+    pub(crate) fn list_of(&self, instance: &str) -> Result<Vec<VmId>> {
+        let held = self.held().map_err(|e| DriverError::io("listing the leases", e))?;
+        let of = |held: Held| (held.instance.as_deref() == Some(instance)).then_some(held.vm);
+        Ok(held.into_iter().filter_map(of).collect())
+    }
+
+    /// The instance that holds a slot for this VM, where that is known.
+    pub fn holder(&self, vm: VmId) -> Result<Option<String>> {
+        let held = read(&self.file(vm))
+            .map_err(|e| DriverError::io(format!("reading the lease of VM {vm}"), e))?;
+        Ok(held.and_then(|held| held.instance))
     }
 
     fn all(&self) -> io::Result<Vec<Lease>> {
-        let mut leases = Vec::new();
+        Ok(self.held()?.into_iter().filter_map(|held| held.lease).collect())
+    }
+
+    fn held(&self) -> io::Result<Vec<Held>> {
+        let mut all = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
             if path.extension().is_some_and(|e| e == "json") {
                 // One given back meanwhile is gone.
-                leases.extend(files::read_json::<Lease>(&path)?);
+                all.extend(read(&path)?);
             }
         }
-        Ok(leases)
+        Ok(all)
     }
+}
+
+/// A lease as far as it can be understood: another version may have written it, and must not stand in
+/// the way of all others.
+struct Held {
+    vm: VmId,
+    instance: Option<String>,
+    lease: Option<Lease>,
+}
+
+fn read(path: &Path) -> io::Result<Option<Held>> {
+    let name = path.file_stem().and_then(|name| name.to_str());
+    let Some(vm) = name.and_then(|name| name.parse().ok()) else { return Ok(None) };
+    let value: serde_json::Value = match files::read_json(path) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => serde_json::Value::Null,
+        read => match read? {
+            Some(value) => value,
+            None => return Ok(None),
+        },
+    };
+    let instance = value["instance"].as_str().map(str::to_owned);
+    Ok(Some(Held { vm, instance, lease: serde_json::from_value(value).ok() }))
 }

@@ -23,6 +23,8 @@ use crate::{
 
 /// Drivers that `auto` tries, best first.
 const BEST_FIRST: [&str; 2] = ["firecracker", "qemu"];
+/// Environment variable: every how many changes of a simulated machine one fails.
+const SIM_FAULTS: &str = "HOLDFAST_SIM_FAULT_EVERY";
 /// Keeps verdicts between starts of the server.
 const VERDICTS: &str = "probes.json";
 
@@ -109,8 +111,23 @@ pub fn open_driver(config: &Config, name: &str) -> Result<Arc<dyn Driver>, Serve
             Ok(Arc::new(FirecrackerDriver::open(host, config.firecracker())?))
         }
         "qemu" => Ok(Arc::new(QemuDriver::open(host_config(config)?)?)),
-        "sim" => Ok(Arc::new(SimDriver::open(config.state_dir.join("sim"))?)),
+        "sim" => {
+            let driver = SimDriver::open(config.state_dir.join("sim"))?;
+            driver.faults().inject_every(sim_faults()?);
+            Ok(Arc::new(driver))
+        }
         _ => Err(ServerError::UnknownDriver(name.to_owned())),
+    }
+}
+
+/// How often simulated machines fail: every so many changes, never when 0. For trying what a client does
+/// about it.
+fn sim_faults() -> Result<u64, ServerError> {
+    match std::env::var(SIM_FAULTS) {
+        Ok(text) => text
+            .parse()
+            .map_err(|_| ServerError::Config { key: SIM_FAULTS, why: "not a number".to_owned() }),
+        Err(_) => Ok(0),
     }
 }
 

@@ -95,13 +95,47 @@ impl TempPostgres {
             .args(["-c", KEEPER, "keeper", &postgres, "-D", &data, "-k", &socket])
             // No network, no waiting for disks: only the tests of SQLite are about durability.
             .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=300"]);
+        // A server that was killed leaves its file behind.
+        let before = self.pid();
         self.keeper = Some(keep(command));
         let ready = self.home.path().join("data/postmaster.pid");
         self.wait(|| {
-            fs::read_to_string(&ready).is_ok_and(|text| {
-                text.lines().nth(7).is_some_and(|status| status.trim() == "ready")
-            })
+            let text = fs::read_to_string(&ready).unwrap_or_default();
+            let is_ready = text.lines().nth(7).is_some_and(|status| status.trim() == "ready");
+            is_ready && self.pid() != before
         });
+    }
+
+    /// Kills the server and everything of it with SIGKILL, as a lost machine does: nothing is written any
+    /// more.
+    ///
+    /// # Panics
+    /// When it does not run, or does not end.
+    pub fn kill(&mut self) {
+        let pid = self.pid().expect("the server runs");
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let children = children.expect("the server runs");
+        let all: Vec<&str> = children.split_whitespace().chain([pid.as_str()]).collect();
+        for pid in &all {
+            let pid = pid.parse().ok().and_then(rustix::process::Pid::from_raw);
+            // One that ended meanwhile is gone.
+            let _ = rustix::process::kill_process(
+                pid.expect("a process id"),
+                rustix::process::Signal::KILL,
+            );
+        }
+        let mut keeper = self.keeper.take().expect("the server runs");
+        // It asks a server that is gone to stop, and ends.
+        writeln!(keeper.stdin.take().expect("piped"), "INT").expect("the keeper reads");
+        self.wait(|| {
+            let gone = all.iter().all(|pid| fs::read(format!("/proc/{pid}/exe")).is_err());
+            keeper.try_wait().expect("it is our child").is_some() && gone
+        });
+    }
+
+    fn pid(&self) -> Option<String> {
+        let text = fs::read_to_string(self.home.path().join("data/postmaster.pid")).ok()?;
+        text.lines().next().map(str::to_owned)
     }
 
     /// Stops the server at once, as an outage does: open connections break.

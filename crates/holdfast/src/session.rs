@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use holdfast_api::{
-    Code, CreateSession, Event, Exec, Session,
+    Code, CreateSession, Event, Exec, HealthSeen, Session,
     client::{Client, Update},
 };
 use uuid::Uuid;
@@ -308,6 +308,7 @@ async fn explain(global: &Global, client: &Client, id: Uuid) -> anyhow::Result<(
         ("Boots", explanation.vm.incarnation.to_string()),
         ("Attempts", explanation.attempts.to_string()),
         ("Process", machine.map(|m| m.process.clone()).unwrap_or_default()),
+        ("Health", explanation.health.as_ref().map(health).unwrap_or_default()),
         ("Directory", machine.map(|m| yes(m.directory).to_owned()).unwrap_or_default()),
         ("Network", machine.map(|m| yes(m.network).to_owned()).unwrap_or_default()),
         (
@@ -325,6 +326,23 @@ async fn explain(global: &Global, client: &Client, id: Uuid) -> anyhow::Result<(
         println!("{}", line(event));
     }
     Ok(())
+}
+
+/// Where a VM stands on the ladder of repairs, on one line.
+fn health(seen: &HealthSeen) -> String {
+    let Some(since) = seen.failing_since else {
+        return format!("{}, probed {}", seen.rung, output::time(seen.probed_at));
+    };
+    format!(
+        "{}: {}; wrong since {}, {} failed probe(s), {} service restart(s), {} resume(s), {} boot(s)",
+        seen.rung,
+        seen.finding,
+        output::time(since),
+        seen.failures,
+        seen.service_restarts,
+        seen.resumes,
+        seen.boots,
+    )
 }
 
 /// The session that is meant: an id, a name, or the beginning or end of an id.

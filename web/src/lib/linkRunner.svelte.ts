@@ -1,10 +1,14 @@
 /** Runs the state machine of a link: opens and closes connections and keeps its timer. */
 
 import { untrack } from 'svelte';
-import { initialLink, step, type LinkEvent, type LinkState } from './link';
+import { initialLink, step, type Cause, type LinkEvent, type LinkState } from './link';
+import { RETURNED, lookForServer } from './serverReturn';
 
 /** An attempt that has not been answered by then has failed. */
 const OPEN_TIMEOUT_MS = 12_000;
+
+/** Causes that end when the server can be reached again. */
+const SERVER_AWAY: (Cause | null)[] = ['network', 'restart', 'silent', 'unavailable'];
 
 /** What a connection tells its runner. */
 export interface Wire {
@@ -72,6 +76,7 @@ export class LinkRunner {
     if (after.phase === 'waiting' && after.nextAt !== null) {
       const wait = Math.max(0, after.nextAt - Date.now());
       this.#timer = setTimeout(() => this.#apply({ type: 'due' }), wait);
+      if (SERVER_AWAY.includes(after.cause)) void lookForServer();
     }
   }
 
@@ -99,12 +104,12 @@ export class LinkRunner {
   }
 }
 
-/** Calls `wake` when the network, the tab or the window comes back; the function returned stops that. */
+/** Calls `wake` when the network, the server, the tab or the window comes back; the function returned stops that. */
 export function onWake(wake: () => void): () => void {
   const visible = () => {
     if (document.visibilityState === 'visible') wake();
   };
-  const names = ['online', 'focus', 'pageshow'] as const;
+  const names = ['online', 'focus', 'pageshow', RETURNED] as const;
   names.forEach((name) => window.addEventListener(name, wake));
   document.addEventListener('visibilitychange', visible);
   return () => {

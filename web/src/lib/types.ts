@@ -127,6 +127,8 @@ export interface Explanation {
   summary: string;
   /** What the host holds of the VM now. */
   machine?: { process: string; directory?: boolean; network?: boolean };
+  /** Where the VM stands on the ladder of repairs. */
+  health?: { rung: string; finding: string; failingSince?: string };
   lease: { live: boolean; expiresAt: string; streams: number };
   attempts: number;
   generation: number;

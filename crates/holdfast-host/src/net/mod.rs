@@ -171,6 +171,17 @@ pub async fn disconnect(instance: &str, vm: VmId, lease: Option<&Lease>) -> Resu
     Ok(())
 }
 
+/// The instance whose rules are in the namespace of a VM; `None` where none are or there is none.
+pub(crate) async fn owner_inside(vm: VmId) -> Option<String> {
+    let inside = Arc::new(namespace::open(vm).ok()?);
+    let text = Tool::new("nft", ["-j", "list", "tables"]).inside(&inside).run().await.ok()?;
+    let suffix = format!("-{vm}");
+    table_names(&text)
+        .ok()?
+        .iter()
+        .find_map(|name| Some(name.strip_prefix("hf-")?.strip_suffix(&suffix)?.to_owned()))
+}
+
 /// VMs of this instance that have a link or a table on the host.
 pub async fn list(instance: &str) -> Result<HashSet<VmId>> {
     let mut vms = tables(instance).await?;
@@ -194,14 +205,17 @@ fn links() -> io::Result<Vec<String>> {
 async fn tables(instance: &str) -> Result<HashSet<VmId>> {
     let prefix = format!("hf-{instance}-");
     let text = Tool::new("nft", ["-j", "list", "tables"]).run().await?;
-    let found: Value = serde_json::from_str(&text).map_err(|e| DriverError::Refused {
+    let names = table_names(&text).map_err(|e| DriverError::Refused {
         operation: "listing the tables".to_owned(),
         message: e.to_string(),
     })?;
-    let names = found["nftables"].as_array().into_iter().flatten();
-    Ok(names
-        .filter_map(|item| item["table"]["name"].as_str()?.strip_prefix(&prefix)?.parse().ok())
-        .collect())
+    Ok(names.iter().filter_map(|name| name.strip_prefix(&prefix)?.parse().ok()).collect())
+}
+
+fn table_names(json: &str) -> serde_json::Result<Vec<String>> {
+    let found: Value = serde_json::from_str(json)?;
+    let tables = found["nftables"].as_array().into_iter().flatten();
+    Ok(tables.filter_map(|item| Some(item["table"]["name"].as_str()?.to_owned())).collect())
 }
 
 /// IPv4 addresses of the host itself, except loopback.

@@ -32,6 +32,14 @@ pub(crate) fn path(vm: VmId) -> PathBuf {
     Path::new(DIR).join(name(vm))
 }
 
+/// VMs of any instance that have a namespace, or the file of one.
+pub(crate) fn list() -> Vec<VmId> {
+    let entries = fs::read_dir(DIR).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("hf-")?.parse().ok())
+        .collect()
+}
+
 /// Opens the namespace of a VM. A file of that name that is no namespace counts as none.
 pub(crate) fn open(vm: VmId) -> Result<OwnedFd> {
     let error = |source| DriverError::io(format!("opening the network of VM {vm}"), source);

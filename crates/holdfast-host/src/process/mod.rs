@@ -84,6 +84,11 @@ impl Processes {
         Self { instance: state.instance().to_owned(), children: Arc::default() }
     }
 
+    /// Those of another instance.
+    pub(crate) fn of(instance: &str) -> Self {
+        Self { instance: instance.to_owned(), children: Arc::default() }
+    }
+
     /// Starts a VMM. There must be none of this VM.
     pub async fn spawn(&self, dir: &VmDir, vmm: Vmm, note: &str) -> Result<Identity> {
         let vm = dir.id();
@@ -136,9 +141,11 @@ impl Processes {
         match self.identify(dir) {
             Ok(None) => Process::NotStarted,
             Ok(Some(identity)) => match identity.alive() {
-                Ok(Alive::Yes { .. }) => {
-                    Process::Running { pid: identity.pid, start_ticks: identity.start_ticks }
-                }
+                Ok(Alive::Yes { stopped }) => Process::Running {
+                    pid: identity.pid,
+                    start_ticks: identity.start_ticks,
+                    stopped,
+                },
                 Ok(Alive::No { why }) => {
                     Process::Exited { why: Self::last_words(dir, &identity, &why) }
                 }
@@ -154,13 +161,13 @@ impl Processes {
 
     /// The VM's process, whether it still lives or not.
     pub fn identify(&self, dir: &VmDir) -> io::Result<Option<Identity>> {
-        match files::read_json::<Record>(&dir.file(RECORD))? {
+        match read_record(dir)? {
             Some(Record { identity: Some(identity), .. }) => Ok(Some(identity)),
             Some(record) => {
                 // Whoever holds the lock has forked and not finished; it is a matter of milliseconds.
                 let lock = File::open(dir.path())?;
                 flock(&lock, FlockOperation::LockShared)?;
-                let again = files::read_json::<Record>(&dir.file(RECORD))?;
+                let again = read_record(dir)?;
                 if let Some(identity) = again.and_then(|record| record.identity) {
                     return Ok(Some(identity));
                 }
@@ -278,6 +285,17 @@ impl Processes {
             .and_then(|()| files::remove_if_there(&dir.file(EXIT)));
         self.children.lock().unwrap_or_else(PoisonError::into_inner).remove(&dir.id());
         forget.map_err(|e| DriverError::io(format!("forgetting the VMM of VM {}", dir.id()), e))
+    }
+}
+
+/// The record of a VM's process. One that cannot be understood, as of another version, says that there
+/// may be one: the machine is searched for it.
+fn read_record(dir: &VmDir) -> io::Result<Option<Record>> {
+    match files::read_json(&dir.file(RECORD)) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Ok(Some(Record { identity: None, note: String::new(), at: Timestamp::UNIX_EPOCH }))
+        }
+        read => read,
     }
 }
 

@@ -96,8 +96,13 @@ pub struct QemuBed {
 
 impl QemuBed {
     pub fn config(&self) -> HostConfig {
-        HostConfig::new(self.dir.path().join("state"))
+        config(self.dir.path(), &self.dir.path().join("state"))
     }
+}
+
+/// Tests run at the same time: none sees what another one abandons.
+fn config(bed: &Path, state: &Path) -> HostConfig {
+    HostConfig { instances_dir: bed.join("instances"), ..HostConfig::new(state) }
 }
 
 /// A test that failed leaves its VMs; they go with the bed.
@@ -114,7 +119,7 @@ impl RealBed for QemuBed {
     }
 
     fn driver_at(&self, state: &Path) -> Arc<dyn Driver> {
-        Arc::new(QemuDriver::open(HostConfig::new(state)).unwrap())
+        Arc::new(QemuDriver::open(config(self.dir.path(), state)).unwrap())
     }
 }
 
@@ -141,7 +146,7 @@ impl Bed for QemuBed {
             "these tests make namespaces: run them as root"
         );
         let dir = tempfile::tempdir().unwrap();
-        let driver = QemuDriver::open(HostConfig::new(dir.path().join("state"))).unwrap();
+        let driver = QemuDriver::open(config(dir.path(), &dir.path().join("state"))).unwrap();
         Self { dir, driver: Arc::new(driver) }
     }
 
@@ -169,8 +174,8 @@ pub struct FirecrackerBed {
 }
 
 impl FirecrackerBed {
-    fn open(state: &Path) -> FirecrackerDriver {
-        FirecrackerDriver::open(HostConfig::new(state), programs()).unwrap()
+    fn open(bed: &Path, state: &Path) -> FirecrackerDriver {
+        FirecrackerDriver::open(config(bed, state), programs()).unwrap()
     }
 
     fn state(&self) -> PathBuf {
@@ -198,8 +203,8 @@ pub fn programs() -> FirecrackerConfig {
 
 impl Drop for FirecrackerBed {
     fn drop(&mut self) {
-        let state = self.state();
-        sweep(move || Arc::new(Self::open(&state)));
+        let (bed, state) = (self.dir.path().to_owned(), self.state());
+        sweep(move || Arc::new(Self::open(&bed, &state)));
     }
 }
 
@@ -209,7 +214,7 @@ impl RealBed for FirecrackerBed {
     }
 
     fn driver_at(&self, state: &Path) -> Arc<dyn Driver> {
-        Arc::new(Self::open(state))
+        Arc::new(Self::open(self.dir.path(), state))
     }
 }
 
@@ -220,7 +225,7 @@ impl Bed for FirecrackerBed {
             "these tests make namespaces: run them as root"
         );
         let dir = tempfile::tempdir().unwrap();
-        let driver = Arc::new(Self::open(&dir.path().join("state")));
+        let driver = Arc::new(Self::open(dir.path(), &dir.path().join("state")));
         Self { dir, driver }
     }
 

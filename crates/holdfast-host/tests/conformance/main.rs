@@ -5,6 +5,7 @@
 mod bed;
 mod census;
 mod jail;
+mod orphans;
 mod promises;
 mod real;
 
@@ -70,6 +71,9 @@ tried_with!(
         real::another_instance_is_left_alone,
         real::the_vmm_has_no_privileges,
         real::a_dial_into_a_silent_guest_has_a_deadline,
+        orphans::whatever_is_left_is_found,
+        orphans::what_cannot_be_read_goes_too,
+        orphans::what_nobody_can_come_back_to_goes,
     ]
 );
 
@@ -102,6 +106,9 @@ tried_with!(
         real::another_instance_is_left_alone,
         real::the_vmm_has_no_privileges,
         real::a_dial_into_a_silent_guest_has_a_deadline,
+        orphans::whatever_is_left_is_found,
+        orphans::what_cannot_be_read_goes_too,
+        orphans::what_nobody_can_come_back_to_goes,
         jail::a_vmm_sees_its_jail_alone,
         jail::a_lost_socket_is_said,
         jail::a_link_in_a_jail_leads_nowhere,

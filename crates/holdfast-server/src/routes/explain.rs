@@ -6,6 +6,7 @@ use holdfast_api::{self as api, Problem};
 use holdfast_control::Live;
 use holdfast_core::{
     EndReason, SessionState, Timestamp,
+    health::{Rung, Standing},
     plan::{Machine, ProcessSeen, Step, plan},
 };
 use holdfast_host::driver::{Observed, Process};
@@ -29,6 +30,7 @@ pub(crate) async fn explain(
     let observed = state.control.observe(id).await;
     let now = state.control.now();
     let streams = state.control.streams(id);
+    let standing = state.control.standing(id);
     let (machine, seen) = match observed {
         None => (None, None),
         Some(Ok(observed)) => (Some(machine(&observed)), Some(seen(&observed))),
@@ -52,10 +54,12 @@ pub(crate) async fn explain(
     let events = events[events.len().saturating_sub(EVENTS)..].iter().map(convert::event).collect();
     let owner = state.owner_name(&who, live.session.owner).await;
     Ok(JsonAnswer(api::Explanation {
-        summary: summary(&live, seen, streams, now, state.control.config().grace),
+        summary: summary(&live, seen, streams, now, state.control.config().grace)
+            + &wrong(standing.as_ref()),
         session: convert::session(&live.session, owner, state.control.limits(&live.session)),
         vm: convert::vm(&live.vm, None),
         machine,
+        health: standing.map(health),
         lease: api::Lease {
             live: now < live.session.lease_expires_at || streams > 0,
             expires_at: live.session.lease_expires_at,
@@ -70,8 +74,9 @@ pub(crate) async fn explain(
 fn machine(observed: &Observed) -> api::MachineSeen {
     let process = match &observed.process {
         Process::NotStarted => "not started".to_owned(),
-        Process::Running { pid, start_ticks } => {
-            format!("running as pid {pid}, started at tick {start_ticks}")
+        Process::Running { pid, start_ticks, stopped } => {
+            let how = if *stopped { "stopped by a signal" } else { "running" };
+            format!("{how} as pid {pid}, started at tick {start_ticks}")
         }
         Process::Exited { why } => format!("proven gone: {why}"),
         Process::Unknown { why } => format!("unknown: {why}"),
@@ -80,6 +85,37 @@ fn machine(observed: &Observed) -> api::MachineSeen {
         process,
         directory: Some(observed.directory),
         network: Some(observed.network),
+    }
+}
+
+/// What is wrong and what was done about it last; nothing while it is well.
+fn wrong(standing: Option<&Standing>) -> String {
+    match standing {
+        Some(Standing { failing_since: Some(since), finding, rung, .. }) => {
+            let done = match rung {
+                Rung::Fine | Rung::ProbeAgain => "it is probed again",
+                Rung::RestartService(_) => "the service was restarted",
+                Rung::Resume => "it was told to run again",
+                Rung::Restore => "its checkpoint is being restored",
+                Rung::ColdBoot => "it is being booted again on its disk",
+                Rung::GiveUp => "every repair was tried",
+            };
+            format!(" Something is wrong since {since}: {finding}; {done}.")
+        }
+        _ => String::new(),
+    }
+}
+
+fn health(standing: Standing) -> api::HealthSeen {
+    api::HealthSeen {
+        rung: standing.rung.as_str().to_owned(),
+        finding: standing.finding.to_string(),
+        probed_at: standing.at,
+        failures: standing.failures,
+        failing_since: standing.failing_since,
+        service_restarts: standing.service_restarts,
+        resumes: standing.resumes,
+        boots: standing.boots,
     }
 }
 

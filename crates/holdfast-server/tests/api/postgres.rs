@@ -92,6 +92,22 @@ async fn two_servers_on_one_database_leave_each_other_alone() {
     ] {
         assert_eq!(answer.code(), Some(Code::Unavailable));
     }
+    // One rule for all that needs the machine: elsewhere is not gone.
+    for (method, what, body) in [
+        ("POST", "heartbeat", "{}"),
+        ("POST", "hibernate", "{}"),
+        ("POST", "resume", "{}"),
+        ("POST", "fork", "{}"),
+        ("POST", "sign-in/open", "{}"),
+        ("POST", "sign-in/retry", "{}"),
+        ("POST", "exec", r#"{"command":["true"]}"#),
+        ("GET", "console", ""),
+    ] {
+        let path = format!("/api/sessions/{}/{what}", mine.id);
+        let answer = two.ask(&two.token, method, &path, body).await;
+        assert_eq!((answer.status, answer.code()), (503, Code::Unavailable), "{method} {path}");
+        assert!(answer.header("retry-after").is_some(), "{path}");
+    }
     // A server that comes back takes over its own alone, and sweeps nothing of the other.
     let (config, dir) = two.stop().await;
     let two = TestServer::listen(config, Replaced::default(), dir).await;

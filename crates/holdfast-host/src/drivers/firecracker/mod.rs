@@ -10,17 +10,19 @@ mod programs;
 mod snapshot;
 
 use std::{
+    convert::Infallible,
     fs,
     net::Ipv4Addr,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Weak},
+    sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
 use holdfast_core::VmId;
 use rustix::{fs::OFlags, process::Signal};
+use tokio::sync::oneshot;
 
 pub use self::programs::FirecrackerConfig;
 use self::{
@@ -50,15 +52,16 @@ pub struct FirecrackerDriver {
     config: FirecrackerConfig,
     version: tokio::sync::Mutex<Option<(Stamp, String)>>,
     snapshots: tokio::sync::Mutex<Vec<Arc<snapshot::Verified>>>,
-    _alive: Arc<()>,
+    /// Its end is told to what runs beside it.
+    _alive: oneshot::Sender<Infallible>,
 }
 
 impl FirecrackerDriver {
     /// Opens the host's state directory; needs a runtime. The programs need not be there yet.
     pub fn open(host: HostConfig, config: FirecrackerConfig) -> Result<Self> {
         let host = Host::open(host)?;
-        let alive = Arc::new(());
-        tokio::spawn(keep_files_short(host.clone(), Arc::downgrade(&alive)));
+        let (alive, dropped) = oneshot::channel();
+        tokio::spawn(keep_files_short(host.clone(), dropped));
         Ok(Self {
             host,
             config,
@@ -114,11 +117,14 @@ fn jail_of(host: &Host, vm: VmId) -> std::io::Result<PathBuf> {
 }
 
 /// Cuts what a VMM writes into its jail. It writes on at its old place, behind a hole that takes no space.
-async fn keep_files_short(host: Host, alive: Weak<()>) {
+async fn keep_files_short(host: Host, mut dropped: oneshot::Receiver<Infallible>) {
     let mut ticks = tokio::time::interval(TRIM_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while alive.strong_count() > 0 {
-        ticks.tick().await;
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            _ = &mut dropped => return,
+        }
         for vm in host.state().list().unwrap_or_default() {
             let Ok(root) = jail_of(&host, vm) else { continue };
             for name in [jail::LOG, jail::METRICS] {

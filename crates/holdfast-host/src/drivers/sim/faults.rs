@@ -2,7 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -67,12 +70,41 @@ struct Injected {
 #[derive(Debug, Clone, Default)]
 pub struct Faults {
     injected: Arc<Mutex<VecDeque<Injected>>>,
+    often: Arc<Often>,
+}
+
+/// Faults without end: every so many calls that change the machine.
+#[derive(Debug, Default)]
+struct Often {
+    /// Never when 0.
+    every: AtomicU64,
+    calls: AtomicU64,
 }
 
 impl Faults {
     /// Lets `fault` happen at the next `times` calls of `step`, of one VM or of any.
     pub fn inject(&self, step: Step, vm: Option<VmId>, fault: Fault, times: usize) {
         self.queue().push_back(Injected { step, vm, fault, left: times });
+    }
+
+    /// Lets every `every`th call that changes the machine fail from now on, in turns without having done
+    /// anything and after having done it; 0 ends that.
+    pub fn inject_every(&self, every: u64) {
+        self.often.every.store(every, Ordering::Relaxed);
+    }
+
+    fn often(&self, step: Step) -> Option<Fault> {
+        let every = self.often.every.load(Ordering::Relaxed);
+        if every == 0 || matches!(step, Step::Inspect | Step::List | Step::Dial) {
+            return None;
+        }
+        let call = self.often.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        let why = format!("call {call} of this machine fails");
+        match (call.is_multiple_of(every), (call / every) % 2) {
+            (false, _) => None,
+            (true, 0) => Some(Fault::DoneButFailed(why)),
+            (true, _) => Some(Fault::Fail(why)),
+        }
     }
 
     /// Forgets every fault that has not happened.
@@ -110,7 +142,7 @@ impl Faults {
         call: impl AsyncFnOnce(Option<String>) -> Result<T>,
     ) -> Result<T> {
         let operation = || format!("the simulated {step:?}").to_lowercase();
-        match self.take(step, vm) {
+        match self.take(step, vm).or_else(|| self.often(step)) {
             None => call(None).await,
             Some(Fault::Fail(message)) => {
                 Err(DriverError::Refused { operation: operation(), message })

@@ -366,7 +366,7 @@ fn observe(it: &Vm) -> Observed {
         (None, _) => Process::NotStarted,
         (Some(_), Some(why)) => Process::Exited { why: why.clone() },
         (Some(started), None) => {
-            Process::Running { pid: started.pid, start_ticks: started.start_ticks }
+            Process::Running { pid: started.pid, start_ticks: started.start_ticks, stopped: false }
         }
     };
     Observed {

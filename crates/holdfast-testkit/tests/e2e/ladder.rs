@@ -1,0 +1,146 @@
+//! The ladder of repairs on a real machine, from what loses nothing to what loses what was open. The
+//! session keeps its id and its VM, and the timeline says what happened and what was lost.
+
+use anyhow::{Context as _, Result, ensure};
+use holdfast_testkit::{
+    api::Api,
+    process::{Options, ServerProcess},
+    wait,
+};
+use rustix::process::{Signal, kill_process};
+use uuid::Uuid;
+
+use crate::fixture::{self, BOOT, SOON};
+
+/// One machine through everything that can happen to it short of its end.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_session_through_every_fault() -> Result<()> {
+    // The smallest disk that is allowed, so that it is full soon.
+    let config = "[vm]\ndisk_mib = 512\nwarm = false".to_owned();
+    let mut server = ServerProcess::start(Options { config, ..Options::default() }).await?;
+    let api = server.api()?;
+    let session = fixture::ready(&api, "ladder").await?;
+    let machine = Machine {
+        session: session.id,
+        vm: api.vm(session.id).await?.vm_id,
+        boot: fixture::boot_id(&api, session.id).await?,
+    };
+    fixture::root_script(&api, session.id, "echo kept >/root/marker; sync").await?;
+
+    a_stopped_vmm(&mut server, &api, &machine).await.context("a stopped VMM")?;
+    a_hung_agent(&api, &machine).await.context("a hung agent")?;
+    no_memory(&api, &machine).await.context("no memory")?;
+    a_full_disk(&api, &machine).await.context("a full disk")?;
+    a_panic(&api, &machine).await.context("a panic")?;
+    server.finish().await
+}
+
+struct Machine {
+    session: Uuid,
+    vm: Uuid,
+    boot: String,
+}
+
+impl Machine {
+    /// It is ready, and the same machine as ever: nothing was lost.
+    async fn is_the_same(&self, api: &Api) -> Result<()> {
+        let session = api.ready(self.session, BOOT).await?;
+        ensure!(session.vm_id == Some(self.vm), "another VM took its place");
+        let boot = fixture::boot_id(api, self.session).await?;
+        ensure!(boot == self.boot, "it was booted again: {}", api.timeline(self.session).await);
+        fixture::shows(api, self.session, "a picture", SOON, |frame| !frame.is_blank()).await?;
+        Ok(())
+    }
+
+    /// Waits until the timeline holds an event of this kind with this text in it.
+    async fn is_told(&self, api: &Api, kind: &str, text: &str) -> Result<()> {
+        let what = format!("the timeline tells of {kind} with {text:?}");
+        let told = wait::until(&what, BOOT, async || {
+            let events = api.events(self.session).await?;
+            let told = events.iter().any(|event| event.kind == kind && event.why.contains(text));
+            Ok(told.then_some(()))
+        })
+        .await;
+        match told {
+            Ok(()) => Ok(()),
+            Err(error) => Err(error.context(api.timeline(self.session).await)),
+        }
+    }
+}
+
+/// Runs a script as root in the guest a moment later, when the call that asks for it is over.
+async fn soon(api: &Api, session: Uuid, script: &str) -> Result<()> {
+    let later = format!("setsid sh -c 'sleep 1; {script}' >/dev/null 2>&1 </dev/null &");
+    fixture::root_script(api, session, &later).await.map(drop)
+}
+
+/// It is let run again at once, under its viewer.
+async fn a_stopped_vmm(server: &mut ServerProcess, api: &Api, machine: &Machine) -> Result<()> {
+    let (mut viewer, _closed) = fixture::desktop(api, machine.session).await?;
+    viewer.frame().await?;
+    kill_process(fixture::vmm(server)?, Signal::STOP)?;
+    machine.is_told(api, "repair.resume", "run again").await?;
+    tokio::time::timeout(SOON, viewer.frame()).await.context("the viewer stands still")??;
+    machine.is_the_same(api).await
+}
+
+/// The guest's own watchdog replaces it; desktop, terminals and their shells go on meanwhile.
+async fn a_hung_agent(api: &Api, machine: &Machine) -> Result<()> {
+    let id = machine.session;
+    let mut terminal = fixture::terminal(api, id, "before").await?;
+    terminal.type_text("kept=the-same-shell\n").await?;
+    let (mut viewer, _closed) = fixture::desktop(api, id).await?;
+    let find = "for p in /proc/[0-9]*; do \
+        if tr \"\\0\" \" \" <$p/cmdline | grep -q \"agent serve \\$\"; then kill -STOP ${p#/proc/}; fi; done";
+    soon(api, id, find).await?;
+    machine.is_told(api, "guest.service", "agent killed by signal 9").await?;
+    tokio::time::timeout(SOON, viewer.frame()).await.context("the viewer stands still")??;
+    machine.is_the_same(api).await?;
+    let mut terminal = fixture::terminal(api, id, "after").await?;
+    terminal.type_text("echo $kept-$((1+1))\n").await?;
+    terminal.expect("the-same-shell-2", SOON).await
+}
+
+/// The guest's kernel ends what takes it all.
+async fn no_memory(api: &Api, machine: &Machine) -> Result<()> {
+    let id = machine.session;
+    let kills = "sed -n \"s/^oom_kill //p\" /proc/vmstat";
+    let before = fixture::root_script(api, id, kills).await?;
+    soon(api, id, "tail /dev/zero").await?;
+    wait::until("the kernel ended something", BOOT, async || {
+        // A guest that has no memory answers late, or not at all.
+        let Ok(now) = fixture::root_script(api, id, kills).await else { return Ok(None) };
+        Ok((now != before).then_some(()))
+    })
+    .await?;
+    machine.is_the_same(api).await
+}
+
+/// What works goes on, and what ended starts again as soon as there is room.
+async fn a_full_disk(api: &Api, machine: &Machine) -> Result<()> {
+    let id = machine.session;
+    let fill = "dd if=/dev/zero of=/root/fill bs=1M 2>&1 || true; df -P / | tail -n 1";
+    let full = fixture::root_script(api, id, fill).await?;
+    ensure!(full.contains("No space left") && full.contains("100%"), "{full}");
+    let mut terminal = fixture::terminal(api, id, "full").await?;
+    terminal.type_text("echo x >~/x; echo $((6*7))-written\n").await?;
+    terminal.expect("42-written", SOON).await?;
+    machine.is_the_same(api).await?;
+    fixture::root_script(api, id, "rm /root/fill; echo kept >/root/marker; sync").await?;
+    machine.is_the_same(api).await
+}
+
+/// It boots again on its disk, and what that lost is said.
+async fn a_panic(api: &Api, machine: &Machine) -> Result<()> {
+    let id = machine.session;
+    soon(api, id, "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger").await?;
+    machine.is_told(api, "repair.boot", "open programs and unsaved work are lost").await?;
+    let session = api.ready(id, BOOT).await?;
+    ensure!(session.vm_id == Some(machine.vm), "another VM took its place");
+    ensure!(fixture::boot_id(api, id).await? != machine.boot, "it was not booted again");
+    let kept = fixture::root_script(api, id, "cat /root/marker").await?;
+    ensure!(kept.trim() == "kept", "{kept}");
+    fixture::shows(api, id, "a picture", SOON, |frame| !frame.is_blank()).await?;
+    // What the kernel said before it died is kept for whoever wants to know why.
+    machine.is_told(api, "vm.console", "sysrq").await
+}

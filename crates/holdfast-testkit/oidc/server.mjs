@@ -1,8 +1,13 @@
 // An OpenID provider whose pages a browser in a guest can reach. It prints its port, then one line
 // for every request: method, path without query, status; and `code CODE` when a page shows one.
-// Each kind of page has a colour of its own, by which a viewer of the desktop knows it.
+// Each kind of page has a colour of its own, by which a viewer of the desktop knows it. An argument
+// puts its clock forward by so many seconds.
 import { createServer } from 'node:http';
 import Provider from 'oidc-provider';
+
+const ahead = Number(process.argv[2] ?? 0) * 1000;
+const now = Date.now;
+Date.now = () => now() + ahead;
 
 const server = createServer();
 await new Promise((done) => server.listen(0, '0.0.0.0', done));

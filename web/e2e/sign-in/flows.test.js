@@ -6,7 +6,7 @@
  */
 
 import assert from 'node:assert/strict';
-import { readFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { Decrypter, generateX25519Identity, identityToRecipient } from 'age-encryption';
@@ -163,7 +163,7 @@ describe('a sign-in through the dashboard', { timeout: 3 * (START_MS + 3 * PAGE_
   }
 
   it('with a loopback callback', async () => {
-    const id = await begin('Loopback tool');
+    const id = await begin('Tool with loopback');
     const shown = await page.locator('.sign-in .url').textContent();
     const answer = await call('GET', `/api/sessions/${id}/oauth-url`);
     assert.deepEqual([answer.status, answer.body.url], [200, shown]);
@@ -175,7 +175,7 @@ describe('a sign-in through the dashboard', { timeout: 3 * (START_MS + 3 * PAGE_
 
   it('with a code that is pasted, for a key of one’s own', async () => {
     const identity = await generateX25519Identity();
-    const id = await begin('Paste tool', await identityToRecipient(identity));
+    const id = await begin('Tool with paste', await identityToRecipient(identity));
     await consent();
     await sees('the page with the code', CODE);
     // Copied in the machine, pasted into the page.
@@ -200,12 +200,14 @@ describe('a sign-in through the dashboard', { timeout: 3 * (START_MS + 3 * PAGE_
     await assert.rejects(open(await generateX25519Identity()), 'anybody’s key opens it');
     const [file] = (await open(identity)).files;
     assert.deepEqual([file.path, file.mode], ['.tool/auth.json', 0o600]);
-    assert.ok(JSON.parse(Buffer.from(file.content, 'base64')).access_token.length > 20);
+    const content = Buffer.from(file.content, 'base64');
+    assert.ok(JSON.parse(content).access_token.length > 20, 'no access token');
+    await writeFile(join(files, 'paste.json'), content);
     await handedOver(id);
   });
 
   it('with the code of a device', async () => {
-    const id = await begin('Device tool');
+    const id = await begin('Tool with device');
     const large = page.locator('.sign-in .large');
     await large.waitFor();
     const code = await large.textContent();

@@ -76,7 +76,7 @@ describe('a sign-in', () => {
     );
     expect(new Set(headlines).size).toBe(3);
     expect(whatToDo({ ...base, outcome: 'refused' })).toContain('Try again');
-    expect(linkHint('loopback')).toContain('there alone');
+    expect(linkHint('loopback')).toContain('that machine alone');
     expect(signInHeadline({ ...base, outcome: 'expired' })).toContain('too long');
   });
 

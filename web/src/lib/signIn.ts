@@ -122,11 +122,11 @@ export function whatToDo(signIn: SignIn): string {
 export function linkHint(flow: SignIn['flow']): string {
   switch (flow) {
     case 'loopback':
-      return 'It is open on the desktop. It works there alone: the provider answers to a program on that machine.';
+      return 'The page is open there. Its link works on that machine alone, where the provider’s answer goes.';
     case 'paste_code':
-      return 'It is open on the desktop. At its end the provider shows a code: bring it here.';
+      return 'The page is open on the desktop. At its end it shows a code: bring it here.';
     case 'device_code':
-      return 'It is open on the desktop, and works in any browser.';
+      return 'The page is open on the desktop, and its link works in any browser.';
   }
 }
 

@@ -49,7 +49,12 @@ provider.use(async (ctx, next) => {
     ctx.body = ctx.body
       // A font of elsewhere would hold the page back where there is no elsewhere.
       .replace(/@import url\([^)]*\);/, '')
-      .replace('</title>', `</title><style>html, body { background: ${colour[1]} !important }</style>`);
+      // Only once it is complete and has put the focus where it is needed: then it can be typed into.
+      .replace(
+        '</title>',
+        `</title><style>.ready, .ready body { background: ${colour[1]} !important }</style>
+        <script>addEventListener('load', () => document.documentElement.classList.add('ready'))</script>`,
+      );
   }
   console.log(`${ctx.method} ${ctx.path} ${ctx.status}`);
 });

@@ -184,6 +184,17 @@ export async function desktopIsLive(page, timeout = START_MS) {
   await page.locator('.stage[data-live="true"]').waitFor({ timeout });
 }
 
+let pictures = 0;
+
+/** Keeps a picture of the page for people, where HOLDFAST_E2E_PICTURES names a directory. */
+export async function picture(page, name) {
+  const dir = process.env.HOLDFAST_E2E_PICTURES;
+  if (!dir) return;
+  pictures += 1;
+  const file = `${String(pictures).padStart(2, '0')} ${name}.png`.replaceAll(' ', '-');
+  await page.screenshot({ path: join(dir, file) });
+}
+
 /** How many different colours a sample of the desktop has. */
 export async function coloursOf(page) {
   return page.locator('.target canvas').evaluate((canvas) => {

@@ -154,6 +154,15 @@ pub struct SessionVm {
     /// When somebody was last known to be attached to its session.
     #[schema(value_type = String, format = DateTime)]
     pub last_heartbeat: Timestamp,
+    /// Proportional memory of its VMM in MiB, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+    /// Processor time of its VMM in ms, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_ms: Option<u64>,
+    /// Disk space that it takes in MiB, where known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_mib: Option<u64>,
 }
 
 /// A VM, for administrators.

@@ -121,7 +121,9 @@ async fn step(inner: &Inner, entry: &Entry, seen: &mut (u32, u64)) -> Result<Nex
             match agent.start_tool(&request(&sign_in, tool), CALL_DEADLINE).await {
                 Ok(_) => {
                     to(&mut sign_in, SignInStep::Link, inner);
-                    write(inner, entry, sign_in, Vec::new(), None, None).await?;
+                    let why = "The tool runs; its link is waited for.";
+                    let event = note(inner, "signin.started", why, Actor::Guest);
+                    write(inner, entry, sign_in, vec![event], None, None).await?;
                 }
                 // A guest that does not take our secret is being given another one.
                 Err(GuestError::Refused { status, message }) if status != 401 => {

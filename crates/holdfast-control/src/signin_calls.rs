@@ -59,24 +59,31 @@ impl Control {
 
     /// Starts the tool again in the same VM, as a new run; what belonged to the run before is void.
     pub async fn sign_in_retry(&self, id: SessionId) -> Result<SignIn, ControlError> {
-        let (entry, mut sign_in) = self.open_sign_in(id).await?;
-        if sign_in.outcome == Some(SignInOutcome::Succeeded) {
-            return Err(step_error(&sign_in, "it has succeeded already"));
-        }
-        if sign_in.step == SignInStep::Credentials {
-            return Err(step_error(&sign_in, "the credentials are being sealed"));
-        }
-        if sign_in.step == SignInStep::Machine {
-            return Ok(sign_in);
-        }
-        sign_in.begin_run(self.inner().clock.now());
-        let event = note(
-            self.inner(),
-            "signin.retry",
-            "The tool is started again; a link shown before is void.",
-            Actor::User,
-        );
-        write(self.inner(), &entry, sign_in, vec![event], None, None).await?;
+        let entry = loop {
+            let (entry, mut sign_in) = self.open_sign_in(id).await?;
+            if sign_in.outcome == Some(SignInOutcome::Succeeded) {
+                return Err(step_error(&sign_in, "it has succeeded already"));
+            }
+            if sign_in.step == SignInStep::Credentials {
+                return Err(step_error(&sign_in, "the credentials are being sealed"));
+            }
+            if sign_in.step == SignInStep::Machine {
+                return Ok(sign_in);
+            }
+            sign_in.begin_run(self.inner().clock.now());
+            let event = note(
+                self.inner(),
+                "signin.retry",
+                "The tool is started again; a link shown before is void.",
+                Actor::User,
+            );
+            match write(self.inner(), &entry, sign_in, vec![event], None, None).await {
+                Ok(()) => break entry,
+                // The task of the sign-in learned something in between; what was read is new now.
+                Err(ControlError::Store(StoreError::Stale { .. })) => {}
+                Err(error) => return Err(error),
+            }
+        };
         entry.sign_in_wake.notify_one();
         entry.sign_in().ok_or(ControlError::NotFound(id))
     }

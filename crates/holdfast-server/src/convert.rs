@@ -3,6 +3,7 @@
 use holdfast_api as api;
 use holdfast_control::{Limits, Live};
 use holdfast_core::{Event, Session, Vm, provider::Provider};
+use holdfast_host::driver::Usage;
 
 pub(crate) fn session(session: &Session, owner: String, limits: Option<Limits>) -> api::Session {
     api::Session {
@@ -33,17 +34,20 @@ pub(crate) fn session(session: &Session, owner: String, limits: Option<Limits>) 
     }
 }
 
-pub(crate) fn session_vm(live: &Live) -> api::SessionVm {
+pub(crate) fn session_vm(live: &Live, usage: Option<Usage>) -> api::SessionVm {
     api::SessionVm {
         vm_id: live.vm.id.as_uuid(),
         vm_ip: live.vm.address,
         state: live.vm.state.as_str().to_owned(),
         created: live.vm.created_at,
         last_heartbeat: live.session.last_heartbeat_at,
+        memory_mib: usage.map(|u| u.memory_pss_kib / 1024),
+        cpu_ms: usage.map(|u| u.cpu_ms),
+        disk_mib: usage.map(|u| u.disk_bytes >> 20),
     }
 }
 
-pub(crate) fn vm(vm: &Vm, usage: Option<holdfast_host::driver::Usage>) -> api::Vm {
+pub(crate) fn vm(vm: &Vm, usage: Option<Usage>) -> api::Vm {
     api::Vm {
         id: vm.id.as_uuid(),
         session_id: vm.session.map(|session| session.as_uuid()),

@@ -1,8 +1,13 @@
 // An OpenID provider whose pages a browser in a guest can reach. It prints its port, then one line
 // for every request: method, path without query, status; and `code CODE` when a page shows one.
-// Each kind of page has a colour of its own, by which a viewer of the desktop knows it.
+// Each kind of page has a colour of its own, by which a viewer of the desktop knows it. An argument
+// puts its clock forward by so many seconds.
 import { createServer } from 'node:http';
 import Provider from 'oidc-provider';
+
+const ahead = Number(process.argv[2] ?? 0) * 1000;
+const now = Date.now;
+Date.now = () => now() + ahead;
 
 const server = createServer();
 await new Promise((done) => server.listen(0, '0.0.0.0', done));
@@ -44,7 +49,12 @@ provider.use(async (ctx, next) => {
     ctx.body = ctx.body
       // A font of elsewhere would hold the page back where there is no elsewhere.
       .replace(/@import url\([^)]*\);/, '')
-      .replace('</title>', `</title><style>html, body { background: ${colour[1]} !important }</style>`);
+      // Only once it is complete and has put the focus where it is needed: then it can be typed into.
+      .replace(
+        '</title>',
+        `</title><style>.ready, .ready body { background: ${colour[1]} !important }</style>
+        <script>addEventListener('load', () => document.documentElement.classList.add('ready'))</script>`,
+      );
   }
   console.log(`${ctx.method} ${ctx.path} ${ctx.status}`);
 });

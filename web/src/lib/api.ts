@@ -115,8 +115,8 @@ export const api = {
   hibernate: (id: string) => request('POST', at(id, '/hibernate')),
   resume: (id: string) => request('POST', at(id, '/resume')),
   fork: (id: string) => json<Session>('POST', at(id, '/fork')),
-  share: (id: string, minutes: number) =>
-    json<Share>('POST', at(id, '/shares'), { body: { viewOnly: true, minutes } }),
+  share: (id: string, minutes: number, viewOnly: boolean) =>
+    json<Share>('POST', at(id, '/shares'), { body: { viewOnly, minutes } }),
 
   signIn: (id: string) => json<SignIn>('GET', at(id, '/sign-in')),
   signInCode: (id: string, text: string) =>

@@ -1,5 +1,6 @@
 /** Whether the server knows who is asking. Lost at any time, for example by a revoked token. */
 
+import { untrack } from 'svelte';
 import { api, onSignedOut } from './api';
 
 let needed = $state(false);
@@ -27,3 +28,13 @@ export const auth = {
     needed = true;
   },
 };
+
+/** While a component is shown: goes on with what stopped, after each sign-in. */
+export function afterSignIn(resume: () => void): void {
+  let seen = epoch;
+  $effect(() => {
+    if (epoch === seen) return;
+    seen = epoch;
+    untrack(resume);
+  });
+}

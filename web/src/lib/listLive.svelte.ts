@@ -1,21 +1,26 @@
 /** All sessions as they are now: listed, then followed. */
 
+import { SvelteMap } from 'svelte/reactivity';
 import { api, streams } from './api';
 import { auth } from './auth.svelte';
-import { mergeSession } from './events';
+import { isOver, mergeSession } from './events';
 import { LinkRunner, onWake } from './linkRunner.svelte';
 import { asApiError, type ApiError } from './problem';
 import { openStream, type SseMessage } from './sse';
-import type { Session } from './types';
+import type { Session, SessionVm } from './types';
 
 /** Heartbeats alone send no event, so leases are read again from time to time. */
 const RELIST_MS = 20_000;
 const HIDDEN_MS = 20_000;
+/** Of more sessions than this nobody reads the cost in a list. */
+const MOST_VMS = 50;
 
 export class ListLive {
   /** Newest first; `null` until they were read. */
   sessions: readonly Session[] | null = $state.raw(null);
   error: ApiError | null = $state.raw(null);
+  /** The machines of the sessions, by session, with what they use. */
+  readonly vms = new SvelteMap<string, SessionVm>();
 
   /** Counts lists: an answer that a newer one overtook is dropped. */
   #turn = 0;
@@ -69,10 +74,20 @@ export class ListLive {
       if (turn === this.#turn) {
         this.sessions = sessions;
         this.error = null;
+        void this.#readVms(sessions);
       }
     } catch (error) {
       if (turn === this.#turn) this.error = asApiError(error);
     }
+  }
+
+  async #readVms(sessions: readonly Session[]): Promise<void> {
+    const running = sessions.filter((s) => !isOver(s.state)).slice(0, MOST_VMS);
+    await Promise.allSettled(
+      running.map(async ({ id }) => {
+        this.vms.set(id, await api.vm(id));
+      }),
+    );
   }
 
   resume(): void {

@@ -14,6 +14,8 @@ import { openStream, type SseMessage } from './sse';
 import type { Session, SessionVm, TimelineEvent } from './types';
 
 const HEARTBEAT_MS = 10_000;
+/** How often what the machine uses is read, while somebody looks. */
+const USAGE_MS = 10_000;
 /** How long a hidden tab keeps its stream, so that a glance elsewhere costs nothing. */
 const HIDDEN_MS = 20_000;
 
@@ -53,6 +55,9 @@ export class SessionLive {
   open(): () => void {
     this.stream.start();
     const timer = setInterval(() => void this.beat(), HEARTBEAT_MS);
+    const usage = setInterval(() => {
+      if (document.visibilityState === 'visible' && this.vm !== null) void this.readVm();
+    }, USAGE_MS);
     const visibility = () => {
       clearTimeout(this.#hiddenTimer);
       if (document.visibilityState === 'visible') this.#follow();
@@ -62,6 +67,7 @@ export class SessionLive {
     this.#undo.push(
       onWake(() => this.#wake()),
       () => clearInterval(timer),
+      () => clearInterval(usage),
       () => clearTimeout(this.#hiddenTimer),
       () => document.removeEventListener('visibilitychange', visibility),
       () => this.stream.stop(),

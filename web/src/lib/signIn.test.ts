@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
-import { noteStep, octal, signInHeadline, signInRows, type Seen } from './signIn';
-import type { SignIn } from './types';
+import { linkHint, octal, signInHeadline, signInRows, stepsBegun, whatToDo } from './signIn';
+import type { SignIn, TimelineEvent } from './types';
 
 const base: SignIn = {
   run: 1,
@@ -11,30 +11,61 @@ const base: SignIn = {
 };
 
 describe('a sign-in', () => {
-  it('times its steps from when they were seen', () => {
-    const link: SignIn = { ...base, step: 'link', stepSince: '2026-01-05T10:00:02.500Z' };
-    let seen: Seen = {};
-    seen = noteStep(seen, null, base);
-    seen = noteStep(seen, base, link);
-    seen = noteStep(seen, link, link);
-    const rows = signInRows({ ...base, step: 'link' }, seen);
+  const event = (seq: number, kind: string, seconds: number): TimelineEvent => ({
+    seq,
+    kind,
+    at: `2026-01-05T10:00:${String(seconds).padStart(2, '0')}.000Z`,
+    why: '',
+    by: 'guest',
+  });
+  const at = (seconds: number) => Date.parse(event(0, '', seconds).at);
+
+  it('times its steps by the timeline', () => {
+    const events = [
+      event(1, 'session.state', 0),
+      event(2, 'session.state', 1),
+      event(3, 'signin.tool', 4),
+      event(4, 'step.browser', 5),
+      event(5, 'signin.started', 6),
+    ];
+    const rows = signInRows({ ...base, step: 'link' }, stepsBegun(events));
     expect(rows.map((r) => [r.step, r.status, r.tookMs, r.beganAt])).toEqual([
-      ['machine', 'done', undefined, undefined],
-      ['tool', 'done', 2500, undefined],
-      ['link', 'active', undefined, Date.parse(link.stepSince)],
+      ['machine', 'done', 4000, undefined],
+      ['tool', 'done', 2000, undefined],
+      ['link', 'active', undefined, at(6)],
       ['sign_in', 'pending', undefined, undefined],
       ['credentials', 'pending', undefined, undefined],
     ]);
   });
 
   it('begins anew with each run', () => {
-    const seen = noteStep({ link: 5 }, { ...base, step: 'link' }, { ...base, run: 2 });
-    expect(seen).toEqual({ tool: Date.parse(base.stepSince) });
+    const events = [
+      event(1, 'session.state', 0),
+      event(2, 'signin.tool', 4),
+      event(3, 'signin.started', 5),
+      event(4, 'signin.link', 6),
+      event(5, 'signin.link', 7),
+    ];
+    expect(stepsBegun(events)).toEqual({
+      machine: at(0),
+      tool: at(4),
+      link: at(5),
+      sign_in: at(6),
+    });
+    events.push(event(6, 'signin.retry', 20));
+    expect(stepsBegun(events)).toEqual({ tool: at(20) });
+    events.push(event(7, 'signin.started', 21), event(8, 'step.browser', 22));
+    expect(stepsBegun(events)).toEqual({ tool: at(20), link: at(21) });
   });
 
   it('marks where it failed, and all as done when it is', () => {
     const failed = signInRows({ ...base, step: 'sign_in', outcome: 'refused' }, {});
     expect(failed.map((r) => r.status)).toEqual(['done', 'done', 'done', 'failed', 'pending']);
+    const ended = signInRows(
+      { ...base, step: 'done', outcome: 'failed' },
+      { machine: 1, tool: 2, link: 3, done: 4 },
+    );
+    expect(ended.map((r) => r.status)).toEqual(['done', 'done', 'failed', 'pending', 'pending']);
     const done = signInRows({ ...base, step: 'done', outcome: 'succeeded' }, {});
     expect(done.every((r) => r.status === 'done')).toBe(true);
   });
@@ -44,6 +75,8 @@ describe('a sign-in', () => {
       signInHeadline({ ...base, flow, step: 'sign_in' }),
     );
     expect(new Set(headlines).size).toBe(3);
+    expect(whatToDo({ ...base, outcome: 'refused' })).toContain('Try again');
+    expect(linkHint('loopback')).toContain('that machine alone');
     expect(signInHeadline({ ...base, outcome: 'expired' })).toContain('too long');
   });
 

@@ -64,7 +64,7 @@ export interface Session {
   /** When it reaches its maximum lifetime, where the server tells. */
   endsAt?: string;
   /** Until when it is kept although nobody is attached, where the server tells. */
-  unattendedUntil?: string;
+  keptUntil?: string;
 }
 
 export interface Heartbeat {
@@ -77,6 +77,10 @@ export interface SessionVm {
   state: string;
   created: string;
   lastHeartbeat: string;
+  /** What it uses, where known. */
+  memoryMib?: number;
+  cpuMs?: number;
+  diskMib?: number;
 }
 
 export interface Vm {

@@ -4,6 +4,7 @@
 //! One run at a time. What belongs to a run (its link, its token, its processes) ends with it.
 
 mod collect;
+mod haste;
 mod link;
 mod rules;
 mod run;

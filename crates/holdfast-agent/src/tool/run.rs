@@ -22,7 +22,9 @@ use tokio::{
 };
 
 use super::{
-    Taken, collect, link,
+    Taken, collect,
+    haste::Haste,
+    link,
     link::Worth,
     rules::{Compiled, Evidence},
     text::Transcript,
@@ -112,6 +114,7 @@ impl Run {
             seen: HashSet::new(),
             best: None,
             released: None,
+            haste: Haste::of(None),
             opening: JoinSet::new(),
             typed_at: None,
             last_output: Instant::now(),
@@ -203,6 +206,7 @@ struct Task {
     best: Option<Candidate>,
     /// The link that is the run's in its status.
     released: Option<String>,
+    haste: Haste,
     /// Links on their way to the browser; given up when another run takes the place of this one.
     opening: JoinSet<()>,
     typed_at: Option<usize>,
@@ -256,6 +260,7 @@ impl Task {
         events: &mut mpsc::Receiver<Event>,
     ) {
         let session = child.id();
+        self.haste = Haste::of(session);
         let mut splitter = Splitter::default();
         let mut buffer = vec![0; 16 << 10];
         let mut ticks = interval(TICK);
@@ -493,6 +498,7 @@ impl Task {
             opened: false,
         };
         self.released = Some(best.url.clone());
+        self.haste.end();
         let wants_input = self.request.flow == Flow::PasteCode && self.typed_at.is_none();
         self.change(|status| {
             status.link = Some(link);

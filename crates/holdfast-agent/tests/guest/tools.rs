@@ -177,6 +177,26 @@ async fn a_link_of_another_run_or_program_is_never_this_runs() {
     assert_eq!((status.run, status.link), (2, None));
 }
 
+/// As root, which the agent is in a guest and these tests mostly are.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tool_goes_first_until_its_link_is_there() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("only root may let a process go first");
+        return;
+    }
+    let rig = Rig::new().await;
+    let script = format!(
+        "until [ \"$(nice)\" != 0 ]; do sleep 0.05; done; nice > first; (sleep 60 & echo $! > child)\n\
+         $BROWSER '{LINK}'; until [ \"$(nice)\" = 0 ]; do sleep 0.05; done; echo done > then; sleep 60"
+    );
+    start(&rig, 1, &script, json!({})).await;
+    let read = |file: &str| fs::read_to_string(rig.guest.home.join(file)).unwrap_or_default();
+    rig.until("it runs as all again", || read("then") == "done\n").await;
+    assert_eq!(read("first"), "-10\n");
+    let stat = fs::read_to_string(format!("/proc/{}/stat", read("child").trim())).expect("it runs");
+    assert_eq!(stat.rsplit(')').next().expect("fields").split_whitespace().nth(16), Some("0"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_links_are_refused_and_not_opened() {
     let rig = Rig::new().await;

@@ -276,7 +276,8 @@ pub(crate) async fn vm(
         let error = live.session.detail.clone().unwrap_or_else(|| "The VM is gone.".to_owned());
         return Err(ApiError::gone(Some("vm_gone"), error));
     }
-    Ok(JsonAnswer(convert::session_vm(&live)))
+    let usage = state.control.driver().usage(live.vm.id).await.ok();
+    Ok(JsonAnswer(convert::session_vm(&live, usage)))
 }
 
 /// Run a command in the session's machine and wait for its end.

@@ -53,8 +53,10 @@ pub(crate) async fn create(
         revoked_at: None,
     };
     state.control.store().create_share(link.clone()).await.map_err(failed)?;
-    let share =
-        api::NewShare { url: format!("/?session={id}&share={secret}"), share: shown(&link) };
+    // For the page alone: what a link may do is decided at the gateway, whatever its address says.
+    let control = if link.view_only { "" } else { "&control=1" };
+    let url = format!("/?session={id}&share={secret}{control}");
+    let share = api::NewShare { url, share: shown(&link) };
     Ok((StatusCode::CREATED, JsonAnswer(share)).into_response())
 }
 

@@ -241,6 +241,31 @@ async fn a_retry_never_serves_the_old_link() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_retry_is_taken_while_the_tool_prints() {
+    let bench = Bench::start().await;
+    let ann = bench.server.owner("ann").await;
+    let session = sign_in(&ann, "claude", &Identity::generate()).await;
+    let tool = bench.tool(&ann, session.id, 1).await;
+    tool.show_link(LINK);
+    until_step(&ann, session.id, "its link", |s| s.url.is_some()).await;
+    let prints = tokio::spawn(async move {
+        loop {
+            tool.print("news\n");
+            tokio::task::yield_now().await;
+        }
+    });
+    for run in 2..12 {
+        let retried = ann.sign_in_retry(session.id).await.unwrap();
+        assert!(retried.run >= run, "{retried:?}");
+        until_step(&ann, session.id, "the run goes on", |s| {
+            s.run == retried.run && s.step != "tool" && s.output.contains("news")
+        })
+        .await;
+    }
+    prints.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_dies_voids_the_link_and_the_tool_runs_again() {
     let bench = Bench::start().await;
     let client = &bench.server.client;

@@ -27,13 +27,27 @@ use crate::{
 
 mod wired;
 
-/// First byte of a connection: send without end, or echo.
+/// What a viewer says first (RFC 6143): the gateway reads along.
+const HELLO: &[u8; 13] = b"RFB 003.008\n\x01";
+/// What it says then, in the place of its choice to share the desktop: send without end, or echo.
 const SEND: u8 = b'S';
 const ECHO: u8 = b'E';
-/// Bytes of a message that is echoed: about what a pointer event and a small change take.
-const MESSAGE: usize = 32;
+/// What is echoed: a key, pressed and released twice.
+const MESSAGE: [u8; 32] = {
+    let mut message = [0; 32];
+    let mut at = 0;
+    while at < 32 {
+        message[at] = 4;
+        message[at + 1] = (at / 8 % 2 == 0) as u8;
+        message[at + 7] = b'w';
+        at += 8;
+    }
+    message
+};
 /// What is sent before a throughput is measured, so that buffers and windows have grown.
 const WARM_UP: u64 = 16 << 20;
+/// Longest time for one way.
+const LONGEST: Duration = Duration::from_mins(2);
 const ENDED: &str = "the stream ended";
 
 /// What to measure.
@@ -126,7 +140,7 @@ impl Between {
     async fn connect(&self, first: u8) -> Result<Stream> {
         let Wired { address, token, path } = &self.wired;
         let mut socket = ws::connect(*address, path, token).await?;
-        socket.send(Message::Binary(Bytes::copy_from_slice(&[first]))).await?;
+        socket.send(Message::Binary(Bytes::from(hello(first)))).await?;
         Ok(Stream::Socket(Box::new(socket)))
     }
 }
@@ -142,6 +156,10 @@ impl Drop for Between {
     }
 }
 
+fn hello(first: u8) -> Vec<u8> {
+    [&HELLO[..], &[first]].concat()
+}
+
 /// One connection, whichever way it goes.
 enum Stream {
     Raw(TcpStream, Vec<u8>),
@@ -152,7 +170,7 @@ impl Stream {
     async fn raw(source: SocketAddr, first: u8) -> Result<Self> {
         let mut stream = TcpStream::connect(source).await?;
         stream.set_nodelay(true)?;
-        stream.write_u8(first).await?;
+        stream.write_all(&hello(first)).await?;
         Ok(Self::Raw(stream, vec![0; 64 * 1024]))
     }
 
@@ -197,9 +215,9 @@ impl Stream {
         // The first ones find everything cold.
         for turn in 0..count + count / 10 {
             let began = Instant::now();
-            self.send(&[7; MESSAGE]).await?;
+            self.send(&MESSAGE).await?;
             let mut read = 0;
-            while read < MESSAGE {
+            while read < MESSAGE.len() {
                 read += self.read().await?;
             }
             if turn >= count / 10 {
@@ -249,8 +267,11 @@ pub(crate) async fn measure(args: &Args, report: &mut Report) -> Result<()> {
     let ways = [("raw TCP", None), ("gateway", Some(&gateway)), ("websockify", Some(&websockify))];
     let mut found: [Way; 3] = Default::default();
     for _ in 0..args.runs {
-        for ((_, between), way) in ways.iter().zip(&mut found) {
-            way.measure(args, source, *between).await?;
+        for ((name, between), way) in ways.iter().zip(&mut found) {
+            let measured = way.measure(args, source, *between);
+            tokio::time::timeout(LONGEST, measured)
+                .await
+                .with_context(|| format!("{name} hangs"))??;
         }
     }
     let mut table = Table::new(
@@ -258,8 +279,10 @@ pub(crate) async fn measure(args: &Args, report: &mut Report) -> Result<()> {
         format!(
             "Bytes from one TCP server on this machine, read by the same client: directly, through the \
              gateway's desktop WebSocket, and through websockify. Throughput over {} s, round trips of \
-             {MESSAGE} bytes; the three took turns {} times. All share this machine's processors.",
-            args.seconds, args.runs
+             {} bytes; the three took turns {} times. All share this machine's processors.",
+            args.seconds,
+            MESSAGE.len(),
+            args.runs
         ),
     );
     for ((name, _), way) in ways.iter().zip(&found) {
@@ -289,7 +312,7 @@ pub(crate) async fn measure(args: &Args, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// A server that sends or echoes, as the first byte of a connection says.
+/// A server that sends or echoes, as the end of its client's hello says.
 async fn source() -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;
@@ -298,7 +321,9 @@ async fn source() -> Result<SocketAddr> {
             tokio::spawn(async move {
                 stream.set_nodelay(true)?;
                 let mut buffer = vec![0; 64 * 1024];
-                if stream.read_u8().await? == SEND {
+                let mut hello = [0; HELLO.len() + 1];
+                stream.read_exact(&mut hello).await?;
+                if hello[HELLO.len()] == SEND {
                     loop {
                         stream.write_all(&buffer).await?;
                     }

@@ -53,7 +53,8 @@ pub(crate) async fn measure(args: &Args, report: &mut Report) -> Result<()> {
     free.push(usage::available_mib()?);
     for number in 1..=args.count {
         eprintln!("desktop {number} of {}", args.count);
-        let (session, _, shown) = visit::create(&api, &CreateSession::default()).await?;
+        let (session, _, shown) =
+            visit::create(&api, &CreateSession::default(), visit::desktop).await?;
         drop(shown);
         ids.push(session.id);
         // One after the other: each begins its browser's new life when the one before has.
@@ -134,7 +135,7 @@ async fn put_away(api: &Api, ids: &[Uuid], runs: usize, snapshots: &Path) -> Res
         post("resume").await?;
         visit::until_state(api, *id, "ready").await?;
         ready.time(began.elapsed());
-        let shown = visit::show(api, *id).await?;
+        let shown = visit::show(api, *id, visit::desktop).await?;
         framed.time(began.elapsed());
         drop(shown);
         ensure!(began.elapsed() < BOOT, "it took longer than a boot");

@@ -14,8 +14,9 @@ mod usage;
 mod visit;
 mod vmm;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::report::Report;
 
@@ -60,13 +61,22 @@ async fn main() -> Result<()> {
         Bench::WiredServer { source } => return gateway::serve(*source).await,
     };
     let mut report = Report::begin(name);
-    match &cli.bench {
-        Bench::Control(args) => control::measure(args, &mut report).await?,
-        Bench::Start(args) => start::measure(args, &mut report).await?,
-        Bench::Gateway(args) => gateway::measure(args, &mut report).await?,
-        Bench::Vmm(args) => vmm::measure(args, &mut report).await?,
-        Bench::Density(args) => density::measure(args, &mut report).await?,
-        Bench::WiredServer { .. } => {}
+    let measured = async {
+        match &cli.bench {
+            Bench::Control(args) => control::measure(args, &mut report).await,
+            Bench::Start(args) => start::measure(args, &mut report).await,
+            Bench::Gateway(args) => gateway::measure(args, &mut report).await,
+            Bench::Vmm(args) => vmm::measure(args, &mut report).await,
+            Bench::Density(args) => density::measure(args, &mut report).await,
+            Bench::WiredServer { .. } => Ok(()),
+        }
+    };
+    let mut ended = signal(SignalKind::terminate())?;
+    // Whatever was started is removed when it is dropped, also here.
+    tokio::select! {
+        measured = measured => measured?,
+        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        _ = ended.recv() => bail!("interrupted"),
     }
     report.write(cli.docs)
 }

@@ -69,7 +69,7 @@ impl Kind {
         let request =
             CreateSession { start_url: Some(pages.url(&name)), ..CreateSession::default() };
         let began = Instant::now();
-        let (session, took, mut shown) = visit::create(api, &request).await?;
+        let (session, took, mut shown) = visit::create(api, &request, visit::desktop).await?;
         self.add(took);
         let seen = async {
             if keyed {
@@ -245,7 +245,7 @@ async fn at_once(server: &ServerProcess, count: usize, report: &mut Report) -> R
     at_rest().await?;
     let api = server.api()?;
     let request = CreateSession::default();
-    let all = (0..count).map(|_| visit::create(&api, &request));
+    let all = (0..count).map(|_| visit::create(&api, &request, visit::desktop));
     let began = Instant::now();
     let shown = futures::future::try_join_all(all).await?;
     let last = began.elapsed();
@@ -293,7 +293,8 @@ async fn added(runs: usize) -> Result<Table> {
     let api = server.api()?;
     let mut kind = Kind::default();
     for _ in 0..runs.max(1) {
-        let (session, took, shown) = visit::create(&api, &CreateSession::default()).await?;
+        let (session, took, shown) =
+            visit::create(&api, &CreateSession::default(), |_| true).await?;
         ensure!(took.framed >= took.ready, "a picture before the session was ready");
         kind.add(took);
         drop(shown);

@@ -40,15 +40,27 @@ pub(crate) struct Took {
     pub(crate) framed: Duration,
 }
 
+/// What a picture has to show to count.
+pub(crate) type Wanted = fn(&Frame) -> bool;
+
+/// A desktop, and not one colour all over.
+pub(crate) fn desktop(frame: &Frame) -> bool {
+    !frame.is_blank()
+}
+
 /// Asks for a session and shows its desktop.
-pub(crate) async fn create(api: &Api, request: &CreateSession) -> Result<(Session, Took, Shown)> {
+pub(crate) async fn create(
+    api: &Api,
+    request: &CreateSession,
+    wanted: Wanted,
+) -> Result<(Session, Took, Shown)> {
     let began = Instant::now();
     let session = api.create(request).await?;
     let answered = began.elapsed();
     let seen = async {
         until_state(api, session.id, "ready").await?;
         let ready = began.elapsed();
-        let shown = show(api, session.id).await?;
+        let shown = show(api, session.id, wanted).await?;
         anyhow::Ok((ready, began.elapsed(), shown))
     };
     match seen.await {
@@ -99,14 +111,14 @@ async fn follow(api: &Api, id: Uuid, state: &str) -> Result<()> {
     outcome
 }
 
-/// Shows a desktop; answers once a whole picture is there that is not one colour.
-pub(crate) async fn show(api: &Api, id: Uuid) -> Result<Shown> {
+/// Shows a desktop; answers once a whole picture is there that is wanted.
+pub(crate) async fn show(api: &Api, id: Uuid, wanted: Wanted) -> Result<Shown> {
     let stream = ws::desktop(api.address, id, &api.token).await?;
     let mut viewer = Viewer::connect(stream.io).await?;
     let first = async {
         loop {
             let frame = viewer.frame().await?;
-            if !frame.is_blank() {
+            if wanted(&frame) {
                 return anyhow::Ok(frame);
             }
         }

@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: measures a release build; figures go to `docs/benchmarks.md`.
+//! `cargo xtask bench`: measures a release build. The figures are printed, and written to
+//! `target/bench`; with `--docs` they go into `docs/benchmarks.md` too.
 
 use std::process::Command;
 
@@ -6,25 +7,85 @@ use anyhow::{Result, bail};
 
 use crate::{
     build::{self, Profile},
-    cache, debian, image, sh, system,
+    cache, debian, firecracker, image, sh, system,
 };
 
-pub(crate) fn run() -> Result<()> {
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// What to measure; everything, one after the other, when absent.
+    #[arg(value_enum)]
+    bench: Option<Bench>,
+    /// What the bench itself takes, such as --runs 20 or --docs; `--help` lists it.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    options: Vec<String>,
+}
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Bench {
+    /// The server without VMs: requests, heartbeats, reconciling, recovery.
+    Control,
+    /// A stream through the gateway, raw, and through websockify.
+    Gateway,
+    /// The drivers' operations over the raw calls to the same VMMs.
+    Vmm,
+    /// Idle desktops, and putting them away.
+    Density,
+    /// From the request to the desktop: cold, cloned, from the pool.
+    Start,
+}
+
+impl Bench {
+    /// The short ones first.
+    const ALL: [Self; 5] = [Self::Control, Self::Gateway, Self::Vmm, Self::Density, Self::Start];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Control => "control",
+            Self::Gateway => "gateway",
+            Self::Vmm => "vmm",
+            Self::Density => "density",
+            Self::Start => "start",
+        }
+    }
+
+    /// Whether it boots desktops.
+    const fn needs_image(self) -> bool {
+        matches!(self, Self::Density | Self::Start)
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
     if !system::is_root() {
         bail!("measuring VMs needs root: run this as root");
     }
+    let benches = args.bench.map_or(Bench::ALL.to_vec(), |bench| vec![bench]);
+    // Options of one bench are not those of another.
+    if benches.len() > 1 && args.options.iter().any(|option| option != "--docs") {
+        bail!("name a bench to give it options; all of them together take --docs alone");
+    }
     debian::ensure(&[debian::RUN, debian::BENCH])?;
     build::web()?;
-    let agent = build::agent()?;
     let holdfast = build::holdfast(Profile::Release)?;
-    image::ensure(&holdfast, &agent)?;
-    sh::say("measuring");
-    let mut bench = Command::new("cargo");
-    bench
-        .args(["run", "--quiet", "--locked", "--release", "--package", "holdfast-testkit"])
-        .args(["--features", "harness", "--example", "bench"])
-        .env("HOLDFAST_TEST_BINARY", holdfast)
-        .env("HOLDFAST_CACHE_DIR", cache::cache_dir()?)
-        .current_dir(cache::root());
-    sh::run(&mut bench)
+    let bench = build::bench()?;
+    if benches.iter().any(|bench| bench.needs_image()) {
+        let agent = build::agent()?;
+        image::ensure(&holdfast, &agent)?;
+    }
+    if benches.contains(&Bench::Vmm) {
+        firecracker::ensure()?;
+    }
+    for which in benches {
+        sh::say(&format!("measuring: {}", which.name()));
+        let mut command = Command::new(&bench);
+        command
+            .arg(which.name())
+            .args(&args.options)
+            .env("HOLDFAST_TEST_BINARY", &holdfast)
+            .env("HOLDFAST_CACHE_DIR", cache::cache_dir()?)
+            .env("CARGO_TARGET_DIR", cache::target_dir())
+            .current_dir(cache::root());
+        sh::run(&mut command)?;
+    }
+    Ok(())
 }

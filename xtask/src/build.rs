@@ -99,3 +99,15 @@ pub(crate) fn holdfast(profile: Profile) -> Result<PathBuf> {
     fs::metadata(&binary).with_context(|| format!("{} is not there", binary.display()))?;
     Ok(binary)
 }
+
+/// Builds what measures, and answers its path.
+pub(crate) fn bench() -> Result<PathBuf> {
+    sh::say("building the benchmarks");
+    let mut cargo = Command::new("cargo");
+    cargo
+        .args(["build", "--quiet", "--locked", "--release", "--package", "holdfast-testkit"])
+        .args(["--features", "harness", "--example", "bench"])
+        .current_dir(cache::root());
+    sh::run(&mut cargo)?;
+    Ok(cache::target_dir().join("release/examples/bench"))
+}

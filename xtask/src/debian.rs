@@ -28,7 +28,10 @@ pub(crate) const TEST: &[Package] = &[
 ];
 
 /// What measuring takes besides.
-pub(crate) const BENCH: &[Package] = &[("websockify", "what the gateway is compared with")];
+pub(crate) const BENCH: &[Package] = &[
+    ("postgresql-15", "the store that is compared with SQLite"),
+    ("websockify", "what the gateway is compared with"),
+];
 
 /// Installs what is missing.
 pub(crate) fn ensure(sets: &[&[Package]]) -> Result<()> {

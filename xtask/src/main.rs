@@ -39,8 +39,8 @@ enum Task {
     Test(test::Args),
     /// Check formatting, lints, dependencies and the dashboard's sources.
     Lint,
-    /// Measure a release build with real VMs, and its gateway.
-    Bench,
+    /// Measure a release build: what a user waits for, what a VM costs, what the server adds.
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
         Task::Up(args) => up::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Lint => lint::run_alone(),
-        Task::Bench => bench::run(),
+        Task::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

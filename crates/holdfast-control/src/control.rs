@@ -11,9 +11,9 @@ use std::{
 
 use holdfast_core::{
     Actor, EndReason, Event, HostId, Session, SessionId, SessionState, SignIn, SnapshotId,
-    Timestamp, VmState,
+    Timestamp, Vm, VmId, VmState,
     health::Standing,
-    provider::{Catalog, Provider},
+    provider::{Catalog, DESKTOP, Provider},
 };
 use holdfast_host::driver::{Driver, ImageRef, Observed};
 use holdfast_store::{Change, SessionFilter, Store, StoreError};
@@ -142,9 +142,16 @@ impl Control {
         let states = SessionState::ALL.into_iter().filter(|s| !s.is_final()).collect();
         let filter = SessionFilter { states, ..SessionFilter::default() };
         let sessions = inner.store.sessions(filter).await?;
+        // All at once: one by one, a thousand sessions are two thousand questions.
+        let vms = inner.store.live_vms().await?.into_iter();
+        let mut vms: HashMap<VmId, Vm> = vms.map(|vm| (vm.id, vm)).collect();
         let mut adopted = Vec::with_capacity(sessions.len());
         for session in sessions {
-            if let Some(live) = read_vm(inner, session).await?
+            let live = match session.vm.and_then(|id| vms.remove(&id)) {
+                Some(vm) => Some(Live { session, vm }),
+                None => read_vm(inner, session).await?,
+            };
+            if let Some(live) = live
                 && live.vm.host == inner.host
             {
                 adopted.push(live);
@@ -152,7 +159,7 @@ impl Control {
         }
         let count = adopted.len();
         let mut sign_ins: HashMap<SessionId, SignIn> = HashMap::new();
-        for live in &adopted {
+        for live in adopted.iter().filter(|live| live.session.spec.provider != DESKTOP) {
             if let Some(sign_in) = inner.store.sign_in(live.session.id).await? {
                 sign_ins.insert(live.session.id, sign_in);
             }

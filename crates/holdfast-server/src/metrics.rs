@@ -1,8 +1,11 @@
 //! Prometheus metrics of this process.
 
-use std::sync::OnceLock;
+use std::{sync::OnceLock, time::Duration};
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+/// Time between two times that samples are summed up.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
 
@@ -16,4 +19,15 @@ pub(crate) fn handle() -> &'static PrometheusHandle {
         }
         handle
     })
+}
+
+/// Sums samples up. Without it each of them is kept until somebody reads the metrics, which nobody
+/// may ever do.
+pub(crate) async fn keep_short() {
+    let mut ticks = tokio::time::interval(UPKEEP);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        handle().run_upkeep();
+    }
 }

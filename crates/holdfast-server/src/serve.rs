@@ -117,6 +117,7 @@ impl Server {
         let ended = tokio::select! {
             ended = work => ended,
             () = stop.cancelled() => Ok(()),
+            () = crate::metrics::keep_short() => Ok(()),
         };
         closing.cancel();
         if let Some((state, _)) = boot.ready.get() {

@@ -107,7 +107,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Viewer<S> {
 
     /// Asks for the whole picture and waits until it is there.
     pub async fn frame(&mut self) -> Result<Frame> {
-        self.request().await?;
+        self.request(false).await?;
         let mut pixels = vec![0; usize::from(self.width) * usize::from(self.height)];
         let mut missing = pixels.len();
         while missing > 0 {
@@ -115,37 +115,78 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Viewer<S> {
                 UPDATE => {
                     self.stream.read_u8().await?;
                     for _ in 0..self.stream.read_u16().await? {
-                        if let Some(drawn) = self.rectangle(&mut pixels).await? {
+                        if let Some((_, _, width, height)) = self.rectangle(&mut pixels).await? {
+                            let drawn = usize::from(width) * usize::from(height);
                             missing = missing.saturating_sub(drawn);
                         } else {
                             // Another size: begin again.
                             pixels = vec![0; usize::from(self.width) * usize::from(self.height)];
                             missing = pixels.len();
-                            self.request().await?;
+                            self.request(false).await?;
                         }
                     }
                 }
-                COLOUR_MAP => bail!("a colour map was sent for a true-colour format"),
-                BELL => {}
-                CUT_TEXT => {
-                    self.skip(3).await?;
-                    text(&mut self.stream).await?;
-                }
-                other => bail!("unknown message {other} from the desktop"),
+                other => self.pass_over(other).await?,
             }
         }
         Ok(Frame { width: self.width, height: self.height, pixels })
     }
 
-    async fn request(&mut self) -> Result<()> {
-        let mut request = vec![3, 0, 0, 0, 0, 0];
+    /// Waits for what changes and draws it into a picture of the same size; answers where, as left,
+    /// top, width and height.
+    pub async fn change(&mut self, frame: &mut Frame) -> Result<Vec<(u16, u16, u16, u16)>> {
+        ensure!((frame.width, frame.height) == (self.width, self.height), "another size");
+        self.request(true).await?;
+        loop {
+            match self.stream.read_u8().await.context("the desktop went away")? {
+                UPDATE => {
+                    self.stream.read_u8().await?;
+                    let mut changed = Vec::new();
+                    for _ in 0..self.stream.read_u16().await? {
+                        let drawn = self.rectangle(&mut frame.pixels).await?;
+                        changed.push(drawn.context("the desktop has another size now")?);
+                    }
+                    return Ok(changed);
+                }
+                other => self.pass_over(other).await?,
+            }
+        }
+    }
+
+    /// Clicks with the left button.
+    pub async fn click(&mut self, x: u16, y: u16) -> Result<()> {
+        for mask in [0, 1, 0] {
+            let mut event = vec![5, mask];
+            event.extend(x.to_be_bytes());
+            event.extend(y.to_be_bytes());
+            self.stream.write_all(&event).await?;
+        }
+        Ok(())
+    }
+
+    async fn request(&mut self, incremental: bool) -> Result<()> {
+        let mut request = vec![3, u8::from(incremental), 0, 0, 0, 0];
         request.extend(self.width.to_be_bytes());
         request.extend(self.height.to_be_bytes());
         Ok(self.stream.write_all(&request).await?)
     }
 
-    /// Reads a rectangle: how many pixels it drew, or `None` when the desktop's size changed.
-    async fn rectangle(&mut self, pixels: &mut [u32]) -> Result<Option<usize>> {
+    /// A message that is no picture.
+    async fn pass_over(&mut self, kind: u8) -> Result<()> {
+        match kind {
+            COLOUR_MAP => bail!("a colour map was sent for a true-colour format"),
+            BELL => {}
+            CUT_TEXT => {
+                self.skip(3).await?;
+                text(&mut self.stream).await?;
+            }
+            other => bail!("unknown message {other} from the desktop"),
+        }
+        Ok(())
+    }
+
+    /// Reads a rectangle: where it was drawn, or `None` when the desktop's size changed.
+    async fn rectangle(&mut self, pixels: &mut [u32]) -> Result<Option<(u16, u16, u16, u16)>> {
         let stream = &mut self.stream;
         let (x, y) = (stream.read_u16().await?, stream.read_u16().await?);
         let (width, height) = (stream.read_u16().await?, stream.read_u16().await?);
@@ -169,7 +210,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Viewer<S> {
                 *pixel = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], 0]);
             }
         }
-        Ok(Some(usize::from(width) * usize::from(height)))
+        Ok(Some((x, y, width, height)))
     }
 
     /// Presses and releases a key (X11 keysym).

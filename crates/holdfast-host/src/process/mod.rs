@@ -300,10 +300,10 @@ fn read_record(dir: &VmDir) -> io::Result<Option<Record>> {
 }
 
 #[allow(unsafe_code, reason = "registering a descriptor with the runtime")]
-async fn wait_readable(pidfd: OwnedFd) -> io::Result<()> {
+pub(crate) async fn wait_readable(file: OwnedFd) -> io::Result<()> {
     // SAFETY: an `OwnedFd` keeps one open descriptor until it is dropped, which is with the `AsyncFd`.
-    let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
-    pidfd.map_err(|refused| refused.into_parts().1)?.readable().await.map(|_| ())
+    let file = unsafe { AsyncFd::register_with_interest(file, Interest::READABLE) };
+    file.map_err(|refused| refused.into_parts().1)?.readable().await.map(|_| ())
 }
 
 /// A pid as the kernel's calls want it.

@@ -151,6 +151,11 @@ impl<'a> Api<'a> {
         Self { root }
     }
 
+    /// The jail.
+    pub(super) fn root(&self) -> &'a Path {
+        self.root
+    }
+
     /// Whether it answers at all.
     pub(super) async fn answers(&self) -> Result<()> {
         self.call(Method::GET, "/", None::<&()>, DEADLINE).await.map(drop)

@@ -3,13 +3,14 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt as _,
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt as _},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
 
 use holdfast_core::VmId;
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, inotify};
 
 use super::{
     FirecrackerDriver, JAIL,
@@ -26,7 +27,7 @@ use crate::{
     files,
     image::Image,
     net::{GATEWAY, GUEST, GUEST_MAC, TAP},
-    process::{self, Limits, Vmm},
+    process::{self, Limits, Vmm, wait_readable},
     snapshot::{DEVICES, MEMORY},
     statedir::{SERIAL, UPPER, VmDir},
 };
@@ -38,8 +39,8 @@ pub(super) const OVERHEAD_MIB: u64 = 256;
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 /// Reading the kernel, or the state of a snapshot; memory is read as it is touched.
 const START_DEADLINE: Duration = Duration::from_secs(30);
-/// Between two looks for the socket of a Firecracker that starts.
-const LOOK: Duration = Duration::from_millis(2);
+/// Between making a socket and listening on it lies next to nothing.
+const LISTENING: Duration = Duration::from_millis(1);
 /// Between the end of a VMM's connections and its own lies next to nothing.
 const DYING: Duration = Duration::from_secs(1);
 /// There while a start is not complete. A VMM found with it is not adopted but started anew.
@@ -210,9 +211,18 @@ impl FirecrackerDriver {
         self.host.processes().spawn(dir, vmm, &version).await?;
         let answers = async {
             loop {
+                // Watched before it is looked for, so nothing falls between the two.
+                let news = watch(api.root()).map_err(io)?;
                 match api.answers().await {
-                    Err(DriverError::Io { source, .. }) if not_yet(&source) => {
-                        tokio::time::sleep(LOOK).await;
+                    Err(DriverError::Io { source, .. })
+                        if source.kind() == io::ErrorKind::NotFound =>
+                    {
+                        wait_readable(news).await.map_err(io)?;
+                    }
+                    Err(DriverError::Io { source, .. })
+                        if source.kind() == io::ErrorKind::ConnectionRefused =>
+                    {
+                        tokio::time::sleep(LISTENING).await;
                     }
                     answer => break answer,
                 }
@@ -228,9 +238,12 @@ impl FirecrackerDriver {
     }
 }
 
-/// There is no socket before Firecracker made it, and nobody behind it before it listens.
-fn not_yet(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+/// Can be read once something is made in this directory.
+fn watch(dir: &Path) -> io::Result<OwnedFd> {
+    let news = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    let what = inotify::WatchFlags::CREATE | inotify::WatchFlags::ONLYDIR;
+    inotify::add_watch(&news, dir, what | inotify::WatchFlags::DONT_FOLLOW)?;
+    Ok(news)
 }
 
 /// Firecracker has no PCI, resets through the keyboard controller, and describes its devices by ACPI.

@@ -1,7 +1,7 @@
 //! The simulated machine: its VMs, in memory and, where it has one, in a directory.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -205,7 +205,8 @@ impl Machine {
     }
 
     pub(super) fn connect(&self, vm: VmId) -> Result<Ipv4Addr> {
-        let taken: Vec<_> = locked(&self.vms).values().filter_map(|it| it.record.address).collect();
+        let taken: HashSet<_> =
+            locked(&self.vms).values().filter_map(|it| it.record.address).collect();
         self.change(vm, |it| {
             let range = Range::default();
             let free = || (0..range.slots()).filter_map(|slot| range.address(slot));

@@ -47,9 +47,9 @@ async fn sessions_outlive_their_database() -> Result<()> {
         // Nobody attends to it, and it would be over before the database is back.
         let lonely = fixture::ready(&api, way).await?;
         if way == "stopped" {
-            postgres.stop()
+            postgres.stop();
         } else {
-            postgres.kill()
+            postgres.kill();
         }
         goes_on_without(&api, &attended, &lonely).await.context(way)?;
         postgres.start();

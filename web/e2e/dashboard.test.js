@@ -104,10 +104,14 @@ describe('the dashboard', { timeout: 4 * START_MS }, () => {
     await page.getByRole('tab', { name: 'Desktop' }).click();
   });
 
-  it('comes back after a refresh', async () => {
-    await page.reload();
-    await desktopIsLive(page);
-    assert.equal(sessionOf(page), id);
+  it('comes back after each of twenty refreshes', async () => {
+    const { vmId } = (await call('GET', `/api/sessions/${id}/vm`)).body;
+    for (let refresh = 0; refresh < 20; refresh += 1) {
+      await page.reload();
+      await desktopIsLive(page);
+      assert.equal(sessionOf(page), id);
+    }
+    assert.equal((await call('GET', `/api/sessions/${id}/vm`)).body.vmId, vmId);
   });
 
   it('goes to the list and back with the browser’s buttons', async () => {

@@ -220,12 +220,14 @@ impl Ladder {
 
     /// Where it stands now, after `finding` at `at` led to `rung`.
     pub fn standing(&self, at: Timestamp, finding: Finding, rung: Rung) -> Standing {
+        // A boot starts the count of silence anew, but something is still wrong.
+        let still = (rung != Rung::Fine).then_some(at);
         Standing {
             at,
             finding,
             rung,
             failures: self.failures,
-            failing_since: self.failing_since,
+            failing_since: self.failing_since.or(still),
             service_restarts: self.service_restarts,
             resumes: self.resumes,
             boots: self.boots,

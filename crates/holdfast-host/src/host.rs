@@ -207,7 +207,7 @@ impl Host {
         };
         match holder {
             Some(holder) if holder == own => return Ok(own),
-            Some(holder) if self.inner.presence.abandoned().contains(&holder) => {
+            Some(holder) if self.abandoned().contains(&holder) => {
                 return Ok(holder);
             }
             Some(_) => {
@@ -218,7 +218,7 @@ impl Host {
             }
             None => {}
         }
-        for other in self.inner.presence.abandoned() {
+        for other in self.abandoned() {
             if self.marked(&other).await?.contains(&vm) {
                 return Ok(other);
             }
@@ -257,7 +257,7 @@ impl Host {
         let own = inner.state.instance();
         let mut vms: BTreeSet<VmId> = inner.state.list()?.into_iter().collect();
         vms.extend(self.marked(own).await?);
-        let mut abandoned = inner.presence.abandoned();
+        let mut abandoned = self.abandoned();
         let mut left_of = BTreeSet::new();
         for other in &abandoned {
             let left = self.marked(other).await?;
@@ -282,6 +282,13 @@ impl Host {
             inner.presence.forget(&nothing_left);
         }
         vms.into_iter().map(|vm| self.inspect(vm)).collect()
+    }
+
+    /// Instances that nobody can come back to. One whose directory was only moved still has its disks.
+    fn abandoned(&self) -> Vec<String> {
+        let mut found = self.inner.presence.abandoned();
+        found.retain(|other| matches!(self.processes_of(other).keep_a_disk(), Ok(false)));
+        found
     }
 
     /// VMs of which anything on the machine carries the mark of an instance.

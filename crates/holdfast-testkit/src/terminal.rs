@@ -50,6 +50,16 @@ impl Terminal {
         }
     }
 
+    /// Does nothing for this long but stay attached, which takes answers to pings.
+    pub async fn stay(&mut self, time: Duration) -> Result<()> {
+        let reading = tokio::time::timeout(time, async {
+            loop {
+                self.read().await?;
+            }
+        });
+        reading.await.unwrap_or(Ok(()))
+    }
+
     /// Reads one message.
     async fn read(&mut self) -> Result<()> {
         match self.socket.next().await {

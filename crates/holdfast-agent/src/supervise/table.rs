@@ -69,8 +69,8 @@ fn xvnc(guest: &Guest) -> Launch {
     let command = words(&format!(
         "Xvnc {} -geometry {}x{} -depth 24 -rfbport {VNC_PORT} -interface 0.0.0.0 \
          -SecurityTypes None -AlwaysShared -AcceptSetDesktopSize -AcceptCutText -SendCutText \
-         -BlacklistThreshold 1000000000 -IdleTimeout 0 -MaxIdleTime 0 -MaxConnectionTime 0 -MaxDisconnectionTime 0 \
-         -nolisten tcp -desktop holdfast",
+         -UseBlacklist=0 -IdleTimeout 0 -MaxIdleTime 0 -MaxConnectionTime 0 \
+         -MaxDisconnectionTime 0 -nolisten tcp -desktop holdfast",
         guest.display, screen.width, screen.height
     ));
     Launch { command, ..Launch::default() }

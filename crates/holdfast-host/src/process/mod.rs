@@ -14,9 +14,9 @@ mod trial;
 use std::{
     collections::HashMap,
     fmt::Write as _,
-    fs::File,
+    fs::{self, File},
     io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -45,7 +45,7 @@ pub use self::{
 use crate::{
     driver::{DriverError, Process, Result},
     files,
-    statedir::{StateDir, VMM_LOG, VmDir},
+    statedir::{StateDir, UPPER, VMM_LOG, VmDir},
 };
 
 const RECORD: &str = "process.json";
@@ -191,6 +191,20 @@ impl Processes {
     /// What the driver noted at the start.
     pub fn note(&self, dir: &VmDir) -> Option<String> {
         files::read_json::<Record>(&dir.file(RECORD)).ok().flatten().map(|record| record.note)
+    }
+
+    /// Whether a process of the instance works on a disk that still has a name somewhere.
+    pub(crate) fn keep_a_disk(&self) -> Result<bool> {
+        let found = identity::marked(&self.instance)
+            .map_err(|e| DriverError::io("searching the processes", e))?;
+        Ok(found.into_iter().any(|(_, identity)| {
+            let open = fs::read_dir(format!("/proc/{}/fd", identity.pid));
+            open.into_iter().flatten().flatten().any(|entry| {
+                let is_disk = fs::read_link(entry.path())
+                    .is_ok_and(|file| file.to_string_lossy().contains(UPPER));
+                is_disk && fs::metadata(entry.path()).is_ok_and(|meta| meta.nlink() > 0)
+            })
+        }))
     }
 
     /// VMs that have a process marked with this instance.

@@ -95,6 +95,11 @@ pub async fn what_nobody_can_come_back_to_goes(bed: &impl RealBed) {
         whole(other.as_ref(), spec, true).await;
         instances.push(fs::read_to_string(state.join("instance")).unwrap());
     }
+    // Moved, as by somebody who makes room: it is still somewhere.
+    let (moved, to) = (bed.dir().join("moved"), bed.dir().join("to"));
+    let of_moved = bed.spec();
+    whole(bed.driver_at(&moved).as_ref(), &of_moved, true).await;
+    fs::rename(&moved, &to).unwrap();
     let live = bed.dir().join("live");
     let of_live = bed.spec();
     let living = bed.driver_at(&live);
@@ -118,7 +123,7 @@ pub async fn what_nobody_can_come_back_to_goes(bed: &impl RealBed) {
     let announced =
         |instance: &str| bed.dir().join("instances").join(format!("{instance}.json")).exists();
     assert!(!announced(&instances[0]) && announced(&instances[1]), "what is over is forgotten");
-    for vm in [of_stopped.vm, of_live.vm] {
+    for vm in [of_stopped.vm, of_moved.vm, of_live.vm] {
         assert!(driver.destroy(vm).await.is_err(), "another server's VM was removed");
     }
     // Its own server finds everything as it was.
@@ -126,10 +131,11 @@ pub async fn what_nobody_can_come_back_to_goes(bed: &impl RealBed) {
     let seen = again.inspect(of_stopped.vm).await.unwrap();
     assert!(seen.network && matches!(seen.process, Process::Running { .. }), "{seen:?}");
     again.destroy(of_stopped.vm).await.unwrap();
+    bed.driver_at(&to).destroy(of_moved.vm).await.unwrap();
     let seen = living.inspect(of_live.vm).await.unwrap();
     assert!(seen.network && seen.directory, "{seen:?}");
     living.destroy(of_live.vm).await.unwrap();
-    for state in [&stopped, &live] {
+    for state in [&stopped, &to, &live] {
         let state = holdfast_host::statedir::StateDir::open(state).unwrap();
         census::nothing_of(&state);
     }

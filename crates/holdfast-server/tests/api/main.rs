@@ -9,6 +9,7 @@ mod events;
 mod gates;
 mod hostile;
 mod http;
+mod ladder;
 mod lifecycle;
 mod owners;
 mod postgres;

@@ -5,9 +5,10 @@ use anyhow::{Context as _, Result, ensure};
 use holdfast_testkit::{
     api::Api,
     process::{Options, ServerProcess},
-    wait,
+    wait, ws,
 };
 use rustix::process::{Signal, kill_process};
+use tokio::io::AsyncReadExt as _;
 use uuid::Uuid;
 
 use crate::fixture::{self, BOOT, SOON};
@@ -27,6 +28,7 @@ async fn one_session_through_every_fault() -> Result<()> {
     };
     fixture::root_script(&api, session.id, "echo kept >/root/marker; sync").await?;
 
+    half_a_handshake(&api, &machine).await.context("half a handshake")?;
     a_stopped_vmm(&mut server, &api, &machine).await.context("a stopped VMM")?;
     a_hung_agent(&api, &machine).await.context("a hung agent")?;
     no_memory(&api, &machine).await.context("no memory")?;
@@ -72,6 +74,15 @@ impl Machine {
 async fn soon(api: &Api, session: Uuid, script: &str) -> Result<()> {
     let later = format!("setsid sh -c 'sleep 1; {script}' >/dev/null 2>&1 </dev/null &");
     fixture::root_script(api, session, &later).await.map(drop)
+}
+
+/// Whoever leaves in the middle of it keeps nobody else out, however often.
+async fn half_a_handshake(api: &Api, machine: &Machine) -> Result<()> {
+    for _ in 0..12 {
+        let mut stream = ws::desktop(api.address, machine.session, &api.token).await?.io;
+        stream.read_exact(&mut [0; 12]).await?;
+    }
+    machine.is_the_same(api).await
 }
 
 /// It is let run again at once, under its viewer.

@@ -62,7 +62,7 @@ async fn four_machines_for_a_long_time() -> Result<()> {
             );
             break;
         }
-        tokio::time::sleep(LOOK).await;
+        try_join_all(people.iter_mut().map(|person| person.terminal.stay(LOOK))).await?;
     }
     drop(people);
     server.finish().await

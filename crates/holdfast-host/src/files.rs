@@ -37,6 +37,13 @@ pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()>
     sync_dir(dir)
 }
 
+/// Writes a JSON file that survives the death of this process but not that of the machine.
+pub(crate) fn replace_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    let temporary = path.with_extension("json.new");
+    fs::write(&temporary, serde_json::to_vec_pretty(value)?)?;
+    fs::rename(&temporary, path)
+}
+
 /// Reads a JSON file; `None` when there is none.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     match fs::read(path) {

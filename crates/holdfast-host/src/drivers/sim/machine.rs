@@ -170,7 +170,8 @@ impl Machine {
     fn save(&self, record: &Record) -> Result<()> {
         match self.file(record.spec.vm) {
             None => Ok(()),
-            Some(file) => files::write_json(&file, record)
+            // What is simulated ends with the machine, as processes do.
+            Some(file) => files::replace_json(&file, record)
                 .map_err(|e| DriverError::io(format!("writing {}", file.display()), e)),
         }
     }

@@ -36,7 +36,7 @@ const MEMORY_MIB: u32 = 1024;
 pub(super) async fn measure(sizes: &[usize], report: &mut Report) -> Result<()> {
     let mut table = Table::new(
         "Reconciling",
-        "Control on SQLite in this process, simulated VMs, all of them running and watched. Adopting is \
+        "Control on SQLite (in memory, so without waiting for a disk) in this process, simulated VMs, all of them running and watched. Adopting is \
          from reading the store until every session is served. A sweep compares everything on the \
          machine with all records. One change: a VM that died until its session is ready again, a \
          session that was ended until nothing is left of it; nothing is polled for that.",

@@ -74,7 +74,7 @@ describe('the actions of a session', { timeout: 5 * START_MS }, () => {
   }
 
   it('shows what the machine costs, here and in the list', async () => {
-    const known = (await call('GET', `/api/sessions/${id}/vm`)).body;
+    const known = (await call('GET', `/api/sessions/${id}/vm?usage=true`)).body;
     assert.ok(known.memoryMib > 0 && known.diskMib >= 0 && known.cpuMs >= 0, JSON.stringify(known));
     await page.locator('header .usage.tabular', { hasText: /[MG]iB memory/ }).waitFor();
     await page.goto(url);

@@ -106,7 +106,7 @@ export const api = {
   },
   heartbeat: (id: string) =>
     json<Heartbeat>('POST', at(id, '/heartbeat'), { timeoutMs: HEARTBEAT_TIMEOUT_MS }),
-  vm: (id: string) => json<SessionVm>('GET', at(id, '/vm')),
+  vm: (id: string) => json<SessionVm>('GET', at(id, '/vm?usage=true')),
   events: async (id: string, after = 0) =>
     (await json<{ events: TimelineEvent[] }>('GET', at(id, `/events?after=${after}`))).events,
   explain: (id: string) => json<Explanation>('GET', at(id, '/explain')),

@@ -261,22 +261,33 @@ pub(crate) async fn heartbeat(
     Ok(JsonAnswer(api::Heartbeat { expires_at }))
 }
 
+/// What to tell of a VM.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+pub(crate) struct VmQuery {
+    /// Also what it costs the host. Finding that out takes milliseconds, the rest is in memory.
+    #[serde(default)]
+    usage: bool,
+}
+
 /// The VM now serving a session.
-#[utoipa::path(get, path = "/api/sessions/{id}/vm", tag = "sessions", params(("id" = String, Path)),
+#[utoipa::path(get, path = "/api/sessions/{id}/vm", tag = "sessions", params(("id" = String, Path), VmQuery),
     responses((status = 200, body = api::SessionVm), (status = 401, body = Problem), (status = 404, body = Problem),
         (status = 410, body = Problem), (status = 503, body = Problem)))]
 pub(crate) async fn vm(
     State(state): State<AppState>,
     who: Principal,
     Id(id): Id,
+    query: Result<Query<VmQuery>, axum::extract::rejection::QueryRejection>,
 ) -> ApiResult<JsonAnswer<api::SessionVm>> {
+    let Query(query) = query.map_err(|e| ApiError::new(Code::BadRequest, e.body_text()))?;
     let live = state.visible(&who, id).await?;
     refuse_over(&live)?;
     if live.vm.state == VmState::Gone {
         let error = live.session.detail.clone().unwrap_or_else(|| "The VM is gone.".to_owned());
         return Err(ApiError::gone(Some("vm_gone"), error));
     }
-    let usage = state.control.driver().usage(live.vm.id).await.ok();
+    let usage =
+        if query.usage { state.control.driver().usage(live.vm.id).await.ok() } else { None };
     Ok(JsonAnswer(convert::session_vm(&live, usage)))
 }
 

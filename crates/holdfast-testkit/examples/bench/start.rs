@@ -78,6 +78,7 @@ impl Kind {
             let (asked, drawn) = pages.drawn(&name, began, BOOT).await?;
             self.asked.time(asked);
             self.drawn.time(drawn);
+            eprintln!("  picture after {:?}, page after {drawn:?}", took.framed);
             anyhow::Ok(())
         };
         if let Err(error) = seen.await {

@@ -126,6 +126,8 @@ impl StateDir {
     }
 }
 
+/// How often a directory is removed again into which something was written meanwhile.
+const REMOVALS: u32 = 5;
 const NEW_PREFIX: &str = "new-";
 
 /// The directory of one VM.
@@ -214,7 +216,17 @@ impl VmDir {
                     files::remove_if_there(&entry.path()).map_err(io)?;
                 }
             }
-            fs::remove_dir_all(&path).map_err(io)?;
+            // The end of a VMM that was just killed may be written by whoever had started it.
+            let mut removed = fs::remove_dir_all(&path);
+            for _ in 0..REMOVALS {
+                match removed {
+                    Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                        removed = fs::remove_dir_all(&path);
+                    }
+                    _ => break,
+                }
+            }
+            removed.map_err(io)?;
         }
         Ok(())
     }

@@ -105,9 +105,20 @@ fn config(bed: &Path, state: &Path) -> HostConfig {
     HostConfig { instances_dir: bed.join("instances"), ..HostConfig::new(state) }
 }
 
+/// Other state directories in a bed go first: what a test that failed left of them is then abandoned, and
+/// goes with the bed's own.
+fn abandon_others(bed: &Path) {
+    for entry in std::fs::read_dir(bed).into_iter().flatten().flatten() {
+        if entry.file_name() != "state" && entry.path().join("instance").exists() {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// A test that failed leaves its VMs; they go with the bed.
 impl Drop for QemuBed {
     fn drop(&mut self) {
+        abandon_others(self.dir.path());
         let config = self.config();
         sweep(move || Arc::new(QemuDriver::open(config).unwrap()));
     }
@@ -203,6 +214,7 @@ pub fn programs() -> FirecrackerConfig {
 
 impl Drop for FirecrackerBed {
     fn drop(&mut self) {
+        abandon_others(self.dir.path());
         let (bed, state) = (self.dir.path().to_owned(), self.state());
         sweep(move || Arc::new(Self::open(&bed, &state)));
     }

@@ -110,7 +110,7 @@ impl FirecrackerDriver {
 
     async fn tiny(&self) -> Result<Trial> {
         let io = |source| DriverError::io("making the tiny guest", source);
-        let dir = tempfile::tempdir().map_err(io)?;
+        let dir = self.host.state().trial().map_err(io)?;
         tiny::image(dir.path(), Then::Tick).map_err(io)?;
         let kernel = File::open(dir.path().join(KERNEL)).map_err(io)?;
         self.run(&kernel, tiny::BANNER, TINY_DEADLINE).await
@@ -123,8 +123,7 @@ impl FirecrackerDriver {
     async fn run(&self, kernel: &File, wanted: &str, deadline: Duration) -> Result<Trial> {
         let io = |source| DriverError::io("trying Firecracker", source);
         // Where VMs are, too: elsewhere the file system may allow no devices.
-        let root = self.host.state().root();
-        let dir = tempfile::Builder::new().prefix("trial-").tempdir_in(root).map_err(io)?;
+        let dir = self.host.state().trial().map_err(io)?;
         let config = ConfigFile {
             boot_source: BootSource {
                 kernel_image_path: KERNEL,

@@ -108,7 +108,7 @@ impl QemuDriver {
 
     async fn tiny(&self, accel: Accel) -> Result<Trial> {
         let io = |source| DriverError::io("making the tiny guest", source);
-        let dir = tempfile::tempdir().map_err(io)?;
+        let dir = self.host.state().trial().map_err(io)?;
         tiny::image(dir.path(), Then::Tick).map_err(io)?;
         let kernel = File::open(dir.path().join("vmlinux")).map_err(io)?;
         self.run(accel, kernel, tiny::BANNER, TINY_DEADLINE).await
@@ -122,7 +122,7 @@ impl QemuDriver {
         deadline: Duration,
     ) -> Result<Trial> {
         let io = |source| DriverError::io("trying QEMU", source);
-        let dir = tempfile::tempdir().map_err(io)?;
+        let dir = self.host.state().trial().map_err(io)?;
         let log = dir.path().join("log");
         let serial = File::options().create(true).append(true).open(&log).map_err(io)?;
         let line = trial_line(accel, &kernel, &serial)?;

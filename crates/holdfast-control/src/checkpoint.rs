@@ -102,6 +102,10 @@ pub(crate) async fn save(inner: &Inner, entry: &Entry, live: &Live) -> Result<Ne
             Actor::Reconciler,
         );
         commit(inner, entry, edit).await?;
+    } else if !resume_vm(inner, entry).await {
+        // A server that died here may have left it paused, when its guest cannot answer.
+        let why = "The machine does not go on after a checkpoint that was interrupted.";
+        return back(inner, entry, why).await;
     }
     fail::fail_point!("checkpoint.save");
     match write(inner, entry).await {

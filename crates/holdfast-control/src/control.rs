@@ -207,6 +207,7 @@ impl Control {
     /// Refuses new sessions from now on, or takes them again.
     pub fn set_draining(&self, draining: bool) {
         self.inner.draining.store(draining, Ordering::Release);
+        self.inner.pool.wake.notify_one();
     }
 
     /// A session by id: from memory where it lives, otherwise from the store. `None`: it never

@@ -6,7 +6,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -92,8 +92,11 @@ impl Pool {
         state.ready.is_empty() && state.leaving.is_empty()
     }
 
-    /// As many as were asked for lately, within the configured bounds.
+    /// As many as were asked for lately, within the configured bounds; none on a host that is drained.
     fn target(&self, inner: &Inner) -> usize {
+        if inner.draining.load(Ordering::Acquire) {
+            return 0;
+        }
         let since = inner.clock.now() - DEMAND_WINDOW;
         let mut state = self.lock();
         while state.asked.front().is_some_and(|at| *at < since) {

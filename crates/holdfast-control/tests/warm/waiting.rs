@@ -67,6 +67,17 @@ async fn a_server_without_a_pool_removes_those_of_before() {
 }
 
 #[tokio::test]
+async fn none_waits_on_a_drained_host() {
+    let bench = with_pool(2).await;
+    bench.waiting(2).await;
+    bench.control.set_draining(true);
+    bench.waiting(0).await;
+    bench.control.set_draining(false);
+    bench.waiting(2).await;
+    bench.control.stop().await;
+}
+
+#[tokio::test]
 async fn one_that_ended_is_replaced() {
     let bench = with_pool(1).await;
     let first = bench.waiting(1).await;

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use holdfast_api::{CreateSession, Readiness};
+use holdfast_api::{CreateSession, Drain, DrainSessions, Readiness, StartDrain};
 use holdfast_testkit::{
     api::Api,
     process::{Options, ServerProcess},
@@ -145,6 +145,11 @@ pub(crate) async fn measure(args: &Args, report: &mut Report) -> Result<()> {
         }
     }
     report.add(waits(&boots, &warm, &pooled));
+    if let Some(pool) = &pool {
+        // What waits in the pool goes only so.
+        let drain = StartDrain { sessions: DrainSessions::Keep };
+        let _: Drain = pool.api()?.post("/api/drain", &drain).await?.json(200)?;
+    }
     for server in [Some(cold), Some(clones), pool].into_iter().flatten() {
         server.finish().await?;
     }

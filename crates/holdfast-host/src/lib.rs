@@ -15,6 +15,7 @@ mod files;
 pub mod guest;
 pub mod host;
 mod image;
+mod launch;
 pub mod net;
 mod presence;
 pub mod process;

@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
+    disk,
     driver::{DriverError, Result, VmSpec},
     files,
+    statedir::{UPPER, VmDir},
 };
 
 const MANIFEST: &str = "manifest.json";
@@ -330,4 +332,26 @@ fn sum(file: &File, mut visit: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::
 
 fn refused(path: &Path, why: &str) -> DriverError {
     DriverError::Snapshot { path: path.display().to_string(), why: why.to_owned() }
+}
+/// Gives a VM that does not run the disk of a snapshot.
+pub(crate) async fn take_disk(dir: &VmDir, spec: &VmSpec, path: &Path) -> Result<()> {
+    let (snapshot, to) = (Snapshot::open_disk(path, spec)?, dir.file(UPPER));
+    blocking(move || {
+        let disk = snapshot.file(UPPER)?;
+        snapshot.verify(UPPER, &disk, |_, _| Ok(()))?;
+        disk::replace(&disk, &to)
+    })
+    .await
+}
+
+/// Works on files of a snapshot beside the tasks that serve.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panicked| {
+        Err(DriverError::Refused {
+            operation: "working on a snapshot".to_owned(),
+            message: panicked.to_string(),
+        })
+    })
 }

@@ -1,7 +1,7 @@
 //! Starts a VMM in its jail and waits until it runs the guest.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::OpenOptions,
     io,
     os::{fd::OwnedFd, unix::fs::OpenOptionsExt as _},
     path::Path,
@@ -23,12 +23,11 @@ use super::{
 };
 use crate::{
     disk,
-    driver::{DriverError, Process, Result, StartFrom, VmSpec},
-    files,
+    driver::{DriverError, Result, StartFrom, VmSpec},
     image::Image,
     net::{GATEWAY, GUEST, GUEST_MAC, TAP},
     process::{self, Limits, Vmm, wait_readable},
-    snapshot::{DEVICES, MEMORY},
+    snapshot::{DEVICES, MEMORY, blocking, take_disk},
     statedir::{SERIAL, UPPER, VmDir},
 };
 
@@ -41,57 +40,26 @@ const READY_DEADLINE: Duration = Duration::from_secs(30);
 const START_DEADLINE: Duration = Duration::from_secs(30);
 /// Between making a socket and listening on it lies next to nothing.
 const LISTENING: Duration = Duration::from_millis(1);
-/// Between the end of a VMM's connections and its own lies next to nothing.
-const DYING: Duration = Duration::from_secs(1);
-/// There while a start is not complete. A VMM found with it is not adopted but started anew.
-const STARTING: &str = "starting";
 
 impl FirecrackerDriver {
     pub(super) async fn launch(&self, vm: VmId, from: &StartFrom) -> Result<()> {
         let dir = self.host.dir(vm);
         let spec = dir.spec()?;
-        let io = |source| DriverError::io(format!("starting VM {vm}"), source);
-        match self.host.processes().look(&dir) {
-            Process::Running { .. } if !dir.file(STARTING).exists() => return Ok(()),
-            Process::Unknown { why } => {
-                let operation = format!("starting VM {vm}");
-                return Err(DriverError::Refused { operation, message: why });
-            }
-            _ => self.host.kill(vm).await?,
+        if !self.host.begin_start(vm, &dir).await? {
+            return Ok(());
         }
-        File::create(dir.file(STARTING)).map_err(io)?;
         let started = match from {
             StartFrom::Boot => self.boot(&dir, &spec).await,
             StartFrom::Snapshot(path) => match self.verified(&spec, path).await {
                 Ok(snapshot) => self.restore(&dir, &spec, &snapshot).await,
                 Err(error) => Err(error),
             },
-            StartFrom::DiskOf(path) => match self.take_disk(&dir, &spec, path).await {
+            StartFrom::DiskOf(path) => match take_disk(&dir, &spec, path).await {
                 Ok(()) => self.boot(&dir, &spec).await,
                 Err(error) => Err(error),
             },
         };
-        let started = match started {
-            // A VMM that ends breaks its connection; its own words say more.
-            Err(DriverError::Io { .. }) if self.ended(&dir).await => {
-                Err(DriverError::Exited { vm, why: self.host.wait_exit(vm).await? })
-            }
-            started => started,
-        };
-        if started.is_err() {
-            // Nothing half started stays behind; the first error is the one that matters.
-            if let Err(error) = self.host.kill(vm).await {
-                tracing::warn!(%vm, %error, "a VMM that failed to start could not be ended");
-            }
-        }
-        files::remove_if_there(&dir.file(STARTING)).map_err(io)?;
-        started
-    }
-
-    async fn ended(&self, dir: &VmDir) -> bool {
-        let processes = self.host.processes();
-        let started = !matches!(processes.look(dir), Process::NotStarted | Process::Unknown { .. });
-        started && processes.ended_within(dir, DYING).await.unwrap_or(false)
+        self.host.end_start(vm, &dir, started).await
     }
 
     async fn boot(&self, dir: &VmDir, spec: &VmSpec) -> Result<()> {
@@ -143,7 +111,7 @@ impl FirecrackerDriver {
 
     async fn restore(&self, dir: &VmDir, spec: &VmSpec, snapshot: &Arc<Verified>) -> Result<()> {
         let (from, to) = (Arc::clone(snapshot), dir.file(UPPER));
-        super::snapshot::blocking(move || disk::replace(&from.upper, &to)).await?;
+        blocking(move || disk::replace(&from.upper, &to)).await?;
         let image = Image::open(&spec.image)?;
         let mut jail = self.jail(dir, spec, &image)?;
         jail.show(&snapshot.devices, DEVICES, true)?;

@@ -20,10 +20,9 @@ use super::{
     jail,
 };
 use crate::{
-    disk,
     driver::{DriverError, Result, VmSpec},
-    snapshot::{DEVICES, Draft, Fits, MEMORY, Snapshot, Stamp},
-    statedir::{UPPER, VmDir},
+    snapshot::{DEVICES, Draft, Fits, MEMORY, Snapshot, Stamp, blocking},
+    statedir::UPPER,
 };
 
 /// Writing a guest's memory takes seconds; a disk that takes longer does not work.
@@ -74,17 +73,6 @@ impl FirecrackerDriver {
                 .map_err(|e| DriverError::io("opening the disk for a snapshot", e))?;
             draft.copy(&upper, UPPER)?;
             draft.finish(fits, &[DEVICES, UPPER, MEMORY])
-        })
-        .await
-    }
-
-    /// Gives a VM that does not run the disk of a snapshot.
-    pub(super) async fn take_disk(&self, dir: &VmDir, spec: &VmSpec, path: &Path) -> Result<()> {
-        let (snapshot, to) = (Snapshot::open_disk(path, spec)?, dir.file(UPPER));
-        blocking(move || {
-            let disk = snapshot.file(UPPER)?;
-            snapshot.verify(UPPER, &disk, |_, _| Ok(()))?;
-            disk::replace(&disk, &to)
         })
         .await
     }
@@ -163,15 +151,4 @@ impl Drop for Written {
 
 fn in_jail(name: &str) -> String {
     format!("{}/{name}", jail::OUT)
-}
-
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panicked| {
-        Err(DriverError::Refused {
-            operation: "working on a snapshot".to_owned(),
-            message: panicked.to_string(),
-        })
-    })
 }

@@ -10,7 +10,6 @@ use std::{
             net::UnixListener,
         },
     },
-    time::Duration,
 };
 
 use holdfast_core::VmId;
@@ -22,16 +21,13 @@ use super::{
     qmp::Qmp,
 };
 use crate::{
-    driver::{DriverError, Process, Result, StartFrom, VmSpec},
+    driver::{DriverError, Result, StartFrom, VmSpec},
     files,
     process::{Limits, Vmm},
+    snapshot::take_disk,
     statedir::{SERIAL, UPPER, VmDir},
 };
 
-/// Between the end of a VMM's connections and its own lies next to nothing.
-const DYING: Duration = Duration::from_secs(1);
-/// There while a start is not complete. A VMM found with it is not adopted but started anew.
-const STARTING: &str = "starting";
 /// Name of the anonymous file that holds the memory of a VM that was booted.
 pub(super) const MEMORY_NAME: &str = "holdfast-memory";
 
@@ -39,45 +35,18 @@ impl QemuDriver {
     pub(super) async fn launch(&self, vm: VmId, from: &StartFrom) -> Result<()> {
         let dir = self.host.dir(vm);
         let spec = dir.spec()?;
-        let io = |source| DriverError::io(format!("starting VM {vm}"), source);
-        match self.host.processes().look(&dir) {
-            Process::Running { .. } if !dir.file(STARTING).exists() => return Ok(()),
-            Process::Unknown { why } => {
-                let operation = format!("starting VM {vm}");
-                return Err(DriverError::Refused { operation, message: why });
-            }
-            _ => self.host.kill(vm).await?,
+        if !self.host.begin_start(vm, &dir).await? {
+            return Ok(());
         }
-        File::create(dir.file(STARTING)).map_err(io)?;
         let started = match from {
             StartFrom::Boot => self.boot(&dir, &spec).await,
             StartFrom::Snapshot(path) => self.restore(&dir, &spec, path).await,
-            StartFrom::DiskOf(path) => match self.take_disk(&dir, &spec, path).await {
+            StartFrom::DiskOf(path) => match take_disk(&dir, &spec, path).await {
                 Ok(()) => self.boot(&dir, &spec).await,
                 Err(error) => Err(error),
             },
         };
-        let started = match started {
-            // A VMM that ends breaks its connection; its own words say more.
-            Err(DriverError::Io { .. }) if self.ended(&dir).await => {
-                Err(DriverError::Exited { vm, why: self.host.wait_exit(vm).await? })
-            }
-            started => started,
-        };
-        if started.is_err() {
-            // Nothing half started stays behind; the first error is the one that matters.
-            if let Err(error) = self.host.kill(vm).await {
-                tracing::warn!(%vm, %error, "a VMM that failed to start could not be ended");
-            }
-        }
-        files::remove_if_there(&dir.file(STARTING)).map_err(io)?;
-        started
-    }
-
-    async fn ended(&self, dir: &VmDir) -> bool {
-        let processes = self.host.processes();
-        let started = !matches!(processes.look(dir), Process::NotStarted | Process::Unknown { .. });
-        started && processes.ended_within(dir, DYING).await.unwrap_or(false)
+        self.host.end_start(vm, &dir, started).await
     }
 
     async fn boot(&self, dir: &VmDir, spec: &VmSpec) -> Result<()> {

@@ -21,7 +21,7 @@ use super::{QemuDriver, command::Memory, launch::fresh_memory, qmp::Qmp};
 use crate::{
     disk,
     driver::{DriverError, Process, Result, VmSpec},
-    snapshot::{DEVICES, Draft, Fits, MEMORY, Snapshot, Stamp},
+    snapshot::{DEVICES, Draft, Fits, MEMORY, Snapshot, Stamp, blocking},
     statedir::{UPPER, VmDir},
 };
 
@@ -95,17 +95,6 @@ impl QemuDriver {
         migrated(&mut qmp, "reading the snapshot").await?;
         qmp.run("cont", json!({})).await?;
         Ok(())
-    }
-
-    /// Gives a VM that does not run the disk of a snapshot.
-    pub(super) async fn take_disk(&self, dir: &VmDir, spec: &VmSpec, path: &Path) -> Result<()> {
-        let (snapshot, to) = (Snapshot::open_disk(path, spec)?, dir.file(UPPER));
-        blocking(move || {
-            let disk = snapshot.file(UPPER)?;
-            snapshot.verify(UPPER, &disk, |_, _| Ok(()))?;
-            disk::replace(&disk, &to)
-        })
-        .await
     }
 
     pub(super) async fn fits_of(&self, spec: &VmSpec) -> Result<Fits> {
@@ -237,15 +226,4 @@ async fn migrated(qmp: &mut Qmp, operation: &str) -> Result<()> {
         }
     }
     Err(DriverError::Timeout { operation: operation.to_owned(), after: MIGRATE_DEADLINE })
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panicked| {
-        Err(DriverError::Refused {
-            operation: "working on a snapshot".to_owned(),
-            message: panicked.to_string(),
-        })
-    })
 }

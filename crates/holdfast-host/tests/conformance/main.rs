@@ -25,90 +25,68 @@ macro_rules! tried_with {
         }
     };
 }
-tried_with!(
-    sim,
-    crate::bed::SimBed,
-    [
-        promises::a_probe_gives_evidence,
-        promises::a_vm_lives_and_ends,
-        promises::every_call_may_be_repeated,
-        promises::an_id_has_one_specification,
-        promises::nothing_can_be_destroyed,
-        promises::no_start_without_a_network,
-        promises::another_driver_adopts,
-        promises::three_clones_of_one_snapshot,
-        promises::a_foreign_snapshot_is_refused,
-    ]
-);
+/// What every driver promises, and more of one.
+macro_rules! tried_as_driver {
+    ($driver:ident, $bed:ty, [$($more:tt)*]) => {
+        tried_with!(
+            $driver,
+            $bed,
+            [
+                promises::a_probe_gives_evidence,
+                promises::a_vm_lives_and_ends,
+                promises::every_call_may_be_repeated,
+                promises::an_id_has_one_specification,
+                promises::nothing_can_be_destroyed,
+                promises::no_start_without_a_network,
+                promises::another_driver_adopts,
+                promises::three_clones_of_one_snapshot,
+                promises::a_foreign_snapshot_is_refused,
+                $($more)*
+            ]
+        );
+    };
+}
 
-tried_with!(
-    qemu,
-    crate::bed::QemuBed,
-    [
-        promises::a_probe_gives_evidence,
-        promises::a_vm_lives_and_ends,
-        promises::every_call_may_be_repeated,
-        promises::an_id_has_one_specification,
-        promises::nothing_can_be_destroyed,
-        promises::no_start_without_a_network,
-        promises::another_driver_adopts,
-        promises::three_clones_of_one_snapshot,
-        promises::a_foreign_snapshot_is_refused,
-        real::clones_go_on_where_the_snapshot_was,
-        real::a_clone_can_be_snapshotted,
-        real::a_damaged_snapshot_is_refused,
-        real::an_unusable_image_is_refused,
-        real::a_killed_vmm_is_seen_and_starts_again,
-        real::a_stopped_vmm_is_not_dead,
-        real::a_hung_vmm_is_said,
-        real::a_guest_that_resets_ends_its_vmm,
-        real::a_process_that_nobody_recorded_is_found,
-        real::a_process_without_a_directory_is_found,
-        real::a_missing_tap_is_said,
-        real::a_full_disk_is_said,
-        real::a_chatty_guest_does_not_fill_the_disk,
-        real::a_console_is_cut_while_the_guest_writes,
-        real::another_instance_is_left_alone,
-        real::the_vmm_has_no_privileges,
-        real::a_dial_into_a_silent_guest_has_a_deadline,
-        orphans::whatever_is_left_is_found,
-        orphans::what_cannot_be_read_goes_too,
-        orphans::what_nobody_can_come_back_to_goes,
-    ]
-);
+/// What every driver with a real VMM promises, and more of one.
+macro_rules! tried_as_vmm {
+    ($driver:ident, $bed:ty, [$($more:tt)*]) => {
+        tried_as_driver!(
+            $driver,
+            $bed,
+            [
+                real::clones_go_on_where_the_snapshot_was,
+                real::a_clone_can_be_snapshotted,
+                real::a_damaged_snapshot_is_refused,
+                real::an_unusable_image_is_refused,
+                real::a_killed_vmm_is_seen_and_starts_again,
+                real::a_stopped_vmm_is_not_dead,
+                real::a_hung_vmm_is_said,
+                real::a_guest_that_resets_ends_its_vmm,
+                real::a_process_that_nobody_recorded_is_found,
+                real::a_process_without_a_directory_is_found,
+                real::a_missing_tap_is_said,
+                real::a_full_disk_is_said,
+                real::a_console_is_cut_while_the_guest_writes,
+                real::another_instance_is_left_alone,
+                real::the_vmm_has_no_privileges,
+                real::a_dial_into_a_silent_guest_has_a_deadline,
+                orphans::whatever_is_left_is_found,
+                orphans::what_cannot_be_read_goes_too,
+                orphans::what_nobody_can_come_back_to_goes,
+                $($more)*
+            ]
+        );
+    };
+}
 
-tried_with!(
+tried_as_driver!(sim, crate::bed::SimBed, []);
+
+tried_as_vmm!(qemu, crate::bed::QemuBed, [real::a_chatty_guest_does_not_fill_the_disk]);
+
+tried_as_vmm!(
     firecracker,
     crate::bed::FirecrackerBed,
     [
-        promises::a_probe_gives_evidence,
-        promises::a_vm_lives_and_ends,
-        promises::every_call_may_be_repeated,
-        promises::an_id_has_one_specification,
-        promises::nothing_can_be_destroyed,
-        promises::no_start_without_a_network,
-        promises::another_driver_adopts,
-        promises::three_clones_of_one_snapshot,
-        promises::a_foreign_snapshot_is_refused,
-        real::clones_go_on_where_the_snapshot_was,
-        real::a_clone_can_be_snapshotted,
-        real::a_damaged_snapshot_is_refused,
-        real::an_unusable_image_is_refused,
-        real::a_killed_vmm_is_seen_and_starts_again,
-        real::a_stopped_vmm_is_not_dead,
-        real::a_hung_vmm_is_said,
-        real::a_guest_that_resets_ends_its_vmm,
-        real::a_process_that_nobody_recorded_is_found,
-        real::a_process_without_a_directory_is_found,
-        real::a_missing_tap_is_said,
-        real::a_full_disk_is_said,
-        real::a_console_is_cut_while_the_guest_writes,
-        real::another_instance_is_left_alone,
-        real::the_vmm_has_no_privileges,
-        real::a_dial_into_a_silent_guest_has_a_deadline,
-        orphans::whatever_is_left_is_found,
-        orphans::what_cannot_be_read_goes_too,
-        orphans::what_nobody_can_come_back_to_goes,
         jail::a_vmm_sees_its_jail_alone,
         jail::a_lost_socket_is_said,
         jail::a_link_in_a_jail_leads_nowhere,

@@ -10,10 +10,7 @@ use std::{
 };
 
 use holdfast_core::{Actor, Checkpoint, SessionId, SessionState, SnapshotId, VmState};
-use holdfast_host::{
-    driver::StartFrom,
-    guest::{AgentClient, GuestError},
-};
+use holdfast_host::{driver::StartFrom, guest::GuestError};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -23,7 +20,7 @@ use crate::{
     board::Entry,
     control::{Inner, commit, random_hex},
     create::new_vm,
-    machine::operate,
+    machine::{agent, operate},
     records::{Edit, chain},
 };
 
@@ -272,7 +269,7 @@ async fn resume_vm(inner: &Inner, entry: &Entry) -> bool {
         tracing::warn!(session = %entry.id, error = chain(error), "a VM could not be resumed after a checkpoint");
     }
     if resumed.is_ok()
-        && let Err(error) = agent(inner, entry).thaw(FREEZE_DEADLINE).await
+        && let Err(error) = agent(inner, &entry.live().vm).thaw(FREEZE_DEADLINE).await
     {
         // It goes on by itself after a while.
         tracing::warn!(session = %entry.id, error = chain(&error), "the guest was not told to let its browser go on");
@@ -280,15 +277,10 @@ async fn resume_vm(inner: &Inner, entry: &Entry) -> bool {
     resumed.is_ok()
 }
 
-fn agent(inner: &Inner, entry: &Entry) -> AgentClient {
-    let vm = entry.live().vm;
-    AgentClient::new(Arc::clone(&inner.driver), vm.id, vm.secret.unwrap_or_default())
-}
-
 /// Holds the guest's browser still, so that no fork of the snapshot runs a process that shares its
 /// randomness with the original.
 async fn freeze(inner: &Inner, entry: &Entry) -> Result<(), ControlError> {
-    match agent(inner, entry).freeze(FREEZE_DEADLINE).await {
+    match agent(inner, &entry.live().vm).freeze(FREEZE_DEADLINE).await {
         Ok(_) => Ok(()),
         Err(GuestError::Refused { status: 404, .. }) => {
             tracing::warn!(session = %entry.id, "the guest is of an older version and cannot hold its browser still");

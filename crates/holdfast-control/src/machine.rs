@@ -1,12 +1,15 @@
 //! Operations on the machine, one at a time per session and each with a deadline.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use holdfast_core::{
-    VmId,
+    Vm, VmId,
     plan::{Machine, ProcessSeen},
 };
-use holdfast_host::driver::{DriverError, Process, VmSpec};
+use holdfast_host::{
+    driver::{DriverError, Process, VmSpec},
+    guest::AgentClient,
+};
 
 use crate::{Live, board::Entry, control::Inner};
 
@@ -102,4 +105,9 @@ pub(crate) fn spec(inner: &Inner, live: &Live) -> Result<VmSpec, DriverError> {
         egress: inner.config.egress.clone(),
         screen: live.session.spec.screen,
     })
+}
+
+/// The agent of a VM.
+pub(crate) fn agent(inner: &Inner, vm: &Vm) -> AgentClient {
+    AgentClient::new(Arc::clone(&inner.driver), vm.id, vm.secret.clone().unwrap_or_default())
 }

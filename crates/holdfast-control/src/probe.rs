@@ -8,10 +8,7 @@ use holdfast_core::{
     health::{Finding, Ladder, Rung},
     plan::ProcessSeen,
 };
-use holdfast_host::{
-    driver::{GuestStream, Stop},
-    guest::AgentClient,
-};
+use holdfast_host::driver::{GuestStream, Stop};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
@@ -19,7 +16,7 @@ use crate::{
     actor::Next,
     board::Entry,
     control::{Inner, commit, note},
-    machine::{Look, look, operate},
+    machine::{Look, agent, look, operate},
     records::{Edit, chain},
     teardown::keep_console,
 };
@@ -261,10 +258,6 @@ async fn shake_hands(stream: &mut GuestStream, version: [u8; 12]) -> std::io::Re
         stream.read_u32().await?;
     }
     Ok(())
-}
-
-fn agent(inner: &Inner, vm: &holdfast_core::Vm) -> AgentClient {
-    AgentClient::new(Arc::clone(&inner.driver), vm.id, vm.secret.clone().unwrap_or_default())
 }
 
 async fn degrade(inner: &Inner, entry: &Entry, finding: &Finding) -> Result<(), ControlError> {

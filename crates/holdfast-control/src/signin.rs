@@ -26,6 +26,7 @@ use crate::{
     ControlError,
     board::Entry,
     control::{Inner, end_entry},
+    machine::agent,
     records::{chain, event},
 };
 
@@ -109,7 +110,7 @@ async fn step(inner: &Inner, entry: &Entry, seen: &mut (u32, u64)) -> Result<Nex
         }
         return Ok(Next::Again);
     }
-    let agent = agent(inner, entry);
+    let agent = agent(inner, &entry.live().vm);
     match sign_in.step {
         SignInStep::Machine => {
             sign_in.begin_run(inner.clock.now());
@@ -366,11 +367,6 @@ pub(crate) async fn write(
 
 pub(crate) fn note(inner: &Inner, kind: &str, why: &str, by: Actor) -> EventBody {
     event(kind, why, by, inner.clock.now())
-}
-
-pub(crate) fn agent(inner: &Inner, entry: &Entry) -> AgentClient {
-    let vm = entry.live().vm;
-    AgentClient::new(Arc::clone(&inner.driver), vm.id, vm.secret.unwrap_or_default())
 }
 
 fn request(sign_in: &SignIn, tool: &provider::Tool) -> ToolRequest {

@@ -9,8 +9,9 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     Control, ControlError,
     board::Entry,
+    machine::agent,
     records::chain,
-    signin::{agent, note, write},
+    signin::{note, write},
 };
 
 /// Deadline of a call to the agent.
@@ -32,7 +33,7 @@ impl Control {
             return Err(step_error(&sign_in, "the tool takes no code now"));
         }
         let input = ToolInput { run: sign_in.run, text };
-        answered(agent(self.inner(), &entry).tool_input(&input, CALL_DEADLINE).await)?;
+        answered(agent(self.inner(), &entry.live().vm).tool_input(&input, CALL_DEADLINE).await)?;
         // Whoever reads next is not asked for the same code again. What the task of the sign-in
         // learned in the meantime is newer.
         if sign_in.wants_input {
@@ -54,7 +55,7 @@ impl Control {
             return Err(step_error(&sign_in, "there is no link to open now"));
         }
         let request = OpenRequest { run: sign_in.run };
-        answered(agent(self.inner(), &entry).tool_open(&request, CALL_DEADLINE).await)
+        answered(agent(self.inner(), &entry.live().vm).tool_open(&request, CALL_DEADLINE).await)
     }
 
     /// Starts the tool again in the same VM, as a new run; what belonged to the run before is void.

@@ -39,11 +39,15 @@ fn marked(pid: u32, mark: &str) -> bool {
     })
 }
 
+/// Fields of a `stat` of /proc from the state on. The name before may contain blanks and brackets.
+pub fn after_name(stat: &str) -> Option<std::str::SplitAsciiWhitespace<'_>> {
+    Some(stat[stat.rfind(')')? + 1..].split_ascii_whitespace())
+}
+
 /// Session of a process that is no zombie.
 fn session_of(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may contain blanks and brackets.
-    let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace();
+    let mut fields = after_name(&stat)?;
     (fields.next()? != "Z").then(|| fields.nth(2)?.parse().ok())?
 }
 

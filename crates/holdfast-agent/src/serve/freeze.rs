@@ -140,9 +140,8 @@ fn has_stopped(pid: u32) -> bool {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
     threads.flatten().all(|thread| {
         let Ok(stat) = fs::read_to_string(thread.path().join("stat")) else { return true };
-        // The name may contain blanks and brackets.
-        let state = stat.rfind(')').and_then(|end| stat[end + 1..].trim_start().chars().next());
-        matches!(state, Some('T' | 't' | 'D' | 'Z' | 'X') | None)
+        let state = census::after_name(&stat).and_then(|mut fields| fields.next());
+        matches!(state, Some("T" | "t" | "D" | "Z" | "X") | None)
     })
 }
 

@@ -188,6 +188,10 @@ pub struct ClaimAnswer {
     pub boot_id: String,
     /// The guest's clock after it was set.
     pub time: Timestamp,
+    /// Milliseconds since the guest's kernel started.
+    pub uptime_ms: u64,
+    /// As in [`Health`].
+    pub desktop_ready: bool,
 }
 
 /// Runs a command as the desktop's user and waits for its end.

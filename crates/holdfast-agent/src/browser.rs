@@ -7,6 +7,7 @@ use std::{fs, io, net::Ipv4Addr, path::PathBuf, time::Duration};
 use futures::{SinkExt, StreamExt};
 use hyper::Method;
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::tungstenite::Message;
 
@@ -20,6 +21,9 @@ const ANSWER: Duration = Duration::from_secs(10);
 
 /// What a new tab shows, by the image's policy.
 pub const START_PAGE: &str = "file:///usr/share/holdfast/start.html";
+
+/// A tab that shows nothing.
+pub const EMPTY_PAGE: &str = "about:blank";
 
 /// A tab or another target.
 #[derive(Debug, Clone, Deserialize)]
@@ -113,7 +117,7 @@ pub fn forget_ids(guest: &Guest) -> io::Result<()> {
         let path = guest.profile().join(file);
         // A file that is not there or is broken holds no id that would be used.
         let Ok(bytes) = fs::read(&path) else { continue };
-        let Ok(mut value) = serde_json::from_slice::<serde_json::Value>(&bytes) else { continue };
+        let Ok(mut value) = serde_json::from_slice::<Value>(&bytes) else { continue };
         let Some(fields) = value.as_object_mut() else { continue };
         fields.retain(|name, _| !keys.iter().any(|key| name.starts_with(key)));
         // Written in place: owner and mode stay the user's.
@@ -138,24 +142,61 @@ async fn is_complete(guest: &Guest, id: &str) -> io::Result<bool> {
 }
 
 /// Value of an expression in a tab.
-async fn evaluate(guest: &Guest, id: &str, expression: &str) -> io::Result<serde_json::Value> {
+async fn evaluate(guest: &Guest, id: &str, expression: &str) -> io::Result<Value> {
+    let path = format!("/devtools/page/{id}");
+    let mut result =
+        command(guest, &path, "Runtime.evaluate", json!({ "expression": expression })).await?;
+    Ok(result["result"]["value"].take())
+}
+
+/// One command of DevTools over a connection of its own; `path` names a tab or the browser.
+async fn command(guest: &Guest, path: &str, method: &str, params: Value) -> io::Result<Value> {
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, guest.devtools)).await?;
-    let url = format!("ws://127.0.0.1:{}/devtools/page/{id}", guest.devtools);
+    let url = format!("ws://127.0.0.1:{}{path}", guest.devtools);
     let (mut socket, _) =
         tokio_tungstenite::client_async(url, stream).await.map_err(io::Error::other)?;
-    let question = serde_json::json!({
-        "id": 1, "method": "Runtime.evaluate", "params": { "expression": expression },
-    });
+    let question = json!({ "id": 1, "method": method, "params": params });
     socket.send(Message::text(question.to_string())).await.map_err(io::Error::other)?;
     while let Some(message) = socket.next().await {
         let text = message.map_err(io::Error::other)?.into_text().map_err(io::Error::other)?;
-        let mut answer: serde_json::Value =
-            serde_json::from_str(&text).map_err(io::Error::other)?;
+        let mut answer: Value = serde_json::from_str(&text).map_err(io::Error::other)?;
         if answer["id"] == 1 {
-            return Ok(answer["result"]["result"]["value"].take());
+            if let Some(why) = answer["error"]["message"].as_str() {
+                return Err(io::Error::other(format!("Chromium refused {method}: {why}")));
+            }
+            return Ok(answer["result"].take());
         }
     }
     Err(io::ErrorKind::UnexpectedEof.into())
+}
+
+/// Loads `url` in a window of its own that shares nothing with the person's and leaves no trace, and
+/// closes it once it has loaded.
+///
+/// # Errors
+/// Chromium does not answer, or it did not load within `deadline`.
+pub async fn rehearse(guest: &Guest, url: &str, deadline: Duration) -> io::Result<()> {
+    let version = request(guest, Method::GET, "/json/version").await?;
+    let version: Value = serde_json::from_slice(&version).map_err(io::Error::other)?;
+    let whole = version["webSocketDebuggerUrl"].as_str().unwrap_or_default();
+    let path = whole.find("/devtools/").map(|at| whole[at..].to_owned());
+    let path = path.ok_or_else(|| io::Error::other("Chromium names no address of its own"))?;
+    let context = command(guest, &path, "Target.createBrowserContext", json!({})).await?;
+    let context = &context["browserContextId"];
+    let load = async {
+        let params = json!({ "url": url, "browserContextId": context });
+        let target = command(guest, &path, "Target.createTarget", params).await?;
+        let id = target["targetId"].as_str().unwrap_or_default();
+        while !is_complete(guest, id).await? {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        io::Result::Ok(())
+    };
+    let loaded =
+        timeout(deadline, load).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let params = json!({ "browserContextId": context });
+    command(guest, &path, "Target.disposeBrowserContext", params).await?;
+    loaded
 }
 
 /// What became of a link that was opened.
@@ -179,7 +220,7 @@ pub async fn arrival(guest: &Guest) -> io::Result<Arrival> {
     for page in pages(guest).await?.iter().filter(|page| !is_empty(&page.url)) {
         // The list shows where a tab is going, the tab itself where it is.
         match timeout(ANSWER, evaluate(guest, &page.id, "location.href")).await {
-            Ok(Ok(here)) if here != "about:blank" => return Ok(Arrival::Arrived),
+            Ok(Ok(here)) if here != EMPTY_PAGE => return Ok(Arrival::Arrived),
             _ => arrival = Arrival::Underway,
         }
     }
@@ -193,15 +234,20 @@ pub async fn arrival(guest: &Guest) -> io::Result<Arrival> {
 /// Chromium does not answer, or refused.
 pub async fn open(guest: &Guest, url: &str) -> io::Result<()> {
     let before = pages(guest).await?;
+    let empty = before.iter().find(|page| is_empty(&page.url));
     let id = if let Some(shown) = before.iter().find(|page| page.url == url) {
         shown.id.clone()
+    } else if let Some(empty) = empty {
+        // Its process is there already, and serves the page when it has shown nothing yet.
+        navigate(guest, &empty.id, url).await?;
+        empty.id.clone()
     } else {
         let body = request(guest, Method::PUT, &format!("/json/new?{}", escaped(url))).await?;
         let opened: Target = serde_json::from_slice(&body).map_err(io::Error::other)?;
         opened.id
     };
     request(guest, Method::GET, &format!("/json/activate/{id}")).await?;
-    for page in before.iter().filter(|page| is_empty(&page.url)) {
+    for page in before.iter().filter(|page| page.id != id && is_empty(&page.url)) {
         let _ = request(guest, Method::GET, &format!("/json/close/{}", page.id)).await;
     }
     let display = guest.display.clone();
@@ -212,6 +258,13 @@ pub async fn open(guest: &Guest, url: &str) -> io::Result<()> {
         tracing::debug!("the browser stays where it is: {error}");
     }
     Ok(())
+}
+
+async fn navigate(guest: &Guest, id: &str, url: &str) -> io::Result<()> {
+    let path = format!("/devtools/page/{id}");
+    let sent = command(guest, &path, "Page.navigate", json!({ "url": url }));
+    // It answers when the page's server has; Chromium goes on without being waited for.
+    timeout(ANSWER, sent).await.map_or(Ok(()), |answer| answer.map(drop))
 }
 
 /// Opens `url` as soon as Chromium answers, for at most `deadline`.
@@ -227,7 +280,7 @@ pub async fn open_within(guest: &Guest, url: &str, deadline: Duration) -> io::Re
 }
 
 fn is_empty(url: &str) -> bool {
-    matches!(url, "" | "about:blank" | "chrome://newtab/" | "chrome://new-tab-page/" | START_PAGE)
+    matches!(url, "" | EMPTY_PAGE | "chrome://newtab/" | "chrome://new-tab-page/" | START_PAGE)
 }
 
 /// `url` as a query: Chromium takes everything after the question mark and decodes it once.

@@ -20,6 +20,7 @@ pub mod hold;
 pub mod init;
 pub mod initramfs;
 pub mod serve;
+pub mod shell;
 pub mod shim;
 pub mod spawn;
 pub mod supervise;

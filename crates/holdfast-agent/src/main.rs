@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::ExitCode};
 
-use holdfast_agent::{guest::Guest, hold, init, initramfs, serve, shim, supervise};
+use holdfast_agent::{guest::Guest, hold, init, initramfs, serve, shell, shim, supervise};
 
 const USAGE: &str = "\
 usage: agent COMMAND
@@ -11,6 +11,7 @@ usage: agent COMMAND
   serve       answer the host over HTTP
   supervise   run the desktop's services
   hold        keep terminals and sign-in runs
+  shell       be the shell of the desktop's terminal, once this guest was claimed
   open-url    open links in the guest's browser (also called xdg-open and the like)";
 
 fn main() -> ExitCode {
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         Some("serve") => server(serve::run),
         Some("supervise") => server(supervise::run),
         Some("hold") => server(hold::run),
+        Some("shell") => shell::main(),
         Some("open-url") => shim::main(arguments.collect()),
         Some("version" | "--version") => {
             println!("{}", env!("CARGO_PKG_VERSION"));

@@ -106,26 +106,17 @@ pub(crate) async fn bring_up(
 async fn come_up(inner: &Inner, entry: &Entry, live: &Live) -> Result<(), Failure> {
     let secret = live.vm.secret.clone().unwrap_or_default();
     let agent = AgentClient::new(Arc::clone(&inner.driver), live.vm.id, secret.clone());
-    let mut health = first_answer(&agent).await;
-    note(
-        inner,
-        entry,
-        "step.agent",
-        &format!("The guest's agent answered {:.1} s after its kernel started.", seconds(&health)),
-        Actor::Guest,
-    )
-    .await;
-    let told = identify(inner, live, &agent, &health, secret).await?;
-    if told {
-        note(
-            inner,
-            entry,
-            "step.claim",
-            "The guest was given its identity: secret, clock, entropy, names, screen.",
-            Actor::Reconciler,
-        )
-        .await;
-    }
+    let is_clone = live.vm.state == VmState::Restoring && live.session.checkpoint.is_none();
+    let mut desktop_ready = if is_clone {
+        claim_clone(inner, entry, live, &agent, &secret).await?
+    } else {
+        let health = first_answer(&agent).await;
+        note_answer(inner, entry, health.uptime_ms).await;
+        if identify(inner, live, &agent, &health, secret).await? {
+            note_identity(inner, entry).await;
+        }
+        health.desktop_ready
+    };
     if live.vm.created_at < live.session.created_at && live.session.ready_at.is_none() {
         let request = assignment(live);
         agent.assign(&request, CLAIM_DEADLINE).await.map_err(|error| {
@@ -134,11 +125,9 @@ async fn come_up(inner: &Inner, entry: &Entry, live: &Live) -> Result<(), Failur
         let why = "A waiting machine was given to the session.";
         note(inner, entry, "step.assign", why, Actor::Reconciler).await;
     }
-    while !health.desktop_ready {
+    while !desktop_ready {
         tokio::time::sleep(LOOK_INTERVAL).await;
-        if let Ok(newer) = agent.health(LOOK_DEADLINE).await {
-            health = newer;
-        }
+        desktop_ready = agent.health(LOOK_DEADLINE).await.is_ok_and(|health| health.desktop_ready);
     }
     fail::fail_point!("step.ready");
     let fresh = entry.live();
@@ -154,6 +143,45 @@ async fn come_up(inner: &Inner, entry: &Entry, live: &Live) -> Result<(), Failur
         .session_to(SessionState::Ready, "The desktop can be used.", Actor::Reconciler);
     commit(inner, entry, edit).await?;
     Ok(())
+}
+
+/// Gives a clone its identity with the first call, for it is up already. Says whether its desktop is.
+async fn claim_clone(
+    inner: &Inner,
+    entry: &Entry,
+    live: &Live,
+    agent: &AgentClient,
+    secret: &str,
+) -> Result<bool, Failure> {
+    fail::fail_point!("step.claim");
+    let answer = loop {
+        let request = claim_request(inner, live, secret.to_owned(), true)?;
+        match agent.claim(&request, CLAIM_DEADLINE).await {
+            Ok(answer) => break answer,
+            Err(error @ GuestError::Refused { .. }) => return Err(refused_identity(&error)),
+            Err(_) => tokio::time::sleep(LOOK_INTERVAL).await,
+        }
+    };
+    note_answer(inner, entry, answer.uptime_ms).await;
+    note_identity(inner, entry).await;
+    Ok(answer.desktop_ready)
+}
+
+async fn note_answer(inner: &Inner, entry: &Entry, uptime_ms: u64) {
+    let text = format!(
+        "The guest's agent answered {:.1} s after its kernel started.",
+        uptime_ms as f64 / 1000.0
+    );
+    note(inner, entry, "step.agent", &text, Actor::Guest).await;
+}
+
+async fn note_identity(inner: &Inner, entry: &Entry) {
+    let text = "The guest was given its identity: secret, clock, entropy, names, screen.";
+    note(inner, entry, "step.claim", text, Actor::Reconciler).await;
+}
+
+fn refused_identity(error: &GuestError) -> Failure {
+    Failure::Failed(format!("the guest refused its identity: {}", chain(error)))
 }
 
 /// Gives the guest its identity, unless it has it already. Answers whether it was given.
@@ -190,9 +218,7 @@ async fn identify(
             agent.claim(&claim_request(inner, live, secret, restored)?, CLAIM_DEADLINE).await
         }
     };
-    told.map(|_| true).map_err(|error| {
-        Failure::Failed(format!("the guest refused its identity: {}", chain(&error)))
-    })
+    told.map(|_| true).map_err(|error| refused_identity(&error))
 }
 
 async fn first_answer(agent: &AgentClient) -> Health {
@@ -202,10 +228,6 @@ async fn first_answer(agent: &AgentClient) -> Health {
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
-}
-
-fn seconds(health: &Health) -> f64 {
-    health.uptime_ms as f64 / 1000.0
 }
 
 fn assignment(live: &Live) -> AssignRequest {

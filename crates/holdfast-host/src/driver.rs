@@ -214,6 +214,12 @@ pub trait Driver: Send + Sync + 'static {
         Ok(None)
     }
 
+    /// Reads and verifies what every start from this snapshot needs, so that the first one does not wait
+    /// for it. Quick when that was done before.
+    async fn preload(&self, _spec: &VmSpec, _snapshot: &std::path::Path) -> Result<()> {
+        Ok(())
+    }
+
     /// Removes a snapshot directory, complete or not. Succeeds when there is none.
     async fn discard_snapshot(&self, path: &std::path::Path) -> Result<()> {
         crate::snapshot::discard(path)

@@ -15,7 +15,7 @@ use holdfast_control::ImageSource;
 use holdfast_core::{SessionState, VmId};
 use holdfast_host::{
     bake::{self, BakeError, Baked, Shape, Stage},
-    driver::ImageRef,
+    driver::{DriverError, ImageRef},
     snapshot::Fits,
     warm::WarmLibrary,
 };
@@ -122,6 +122,12 @@ impl WarmImages {
         if let Some(path) = self.library.find(&fits) {
             if self.lock().given_up.contains(&path) {
                 self.say("given up until the server is started again: VMs did not come up from it");
+                return Ok(());
+            }
+            let spec = shape.spec(VmId::from_uuid(Uuid::nil()));
+            if let Err(error) = driver.preload(&spec, &path).await {
+                let damaged = matches!(error, DriverError::Snapshot { .. });
+                self.warm_failed(&path, damaged, &chain(&error));
             } else {
                 self.say("ready: new sessions are cloned from it");
             }
@@ -137,7 +143,8 @@ impl WarmImages {
         let baked = bake::bake(&driver, &self.library, &shape, &say, stop).await?;
         let seconds = began.elapsed().as_secs();
         tracing::info!(seconds, bytes = baked.image.bytes, "the warm image is there");
-        self.say("ready: new sessions are cloned from it");
+        // The next look, at once, loads it.
+        self.wake.notify_one();
         // The pool may have waited for it.
         state.control.wake_pool();
         Ok(())

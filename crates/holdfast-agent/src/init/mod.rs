@@ -28,6 +28,11 @@ use crate::guest::{Guest, kernel_option};
 /// How long processes may take to end after SIGTERM when the guest is switched off.
 const END_DEADLINE: Duration = Duration::from_secs(3);
 
+/// What ticks in an idle guest for no use of it: looks for processors that hang, compaction before
+/// anybody asks for it, and counters of memory brought up to date every second.
+const QUIET: [(&str, &str); 3] =
+    [("kernel/watchdog", "0"), ("vm/compaction_proactiveness", "0"), ("vm/stat_interval", "30")];
+
 /// Runs as PID 1. Does not return unless the kernel refuses to switch off.
 pub fn main() -> ExitCode {
     if rustix::process::getpid() != Pid::INIT {
@@ -109,6 +114,9 @@ fn prepare() {
         None => say("no `holdfast.net=` on the kernel's command line: no network"),
     }
     step("/etc/hosts", hosts(name));
+    for (key, value) in QUIET {
+        step(key, fs::write(Path::new("/proc/sys").join(key), value));
+    }
 }
 
 fn directory(path: &Path, mode: u32) -> io::Result<()> {

@@ -2,10 +2,11 @@
 
 use std::{
     fs,
-    sync::{Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
+use axum::http::StatusCode;
 use holdfast_agent_api::{AssignRequest, ClaimAnswer, ClaimRequest, ScreenSize};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -13,8 +14,10 @@ use subtle::ConstantTimeEq;
 
 use super::{Agent, system};
 use crate::{
-    browser::{self, Arrival},
+    browser::{self, Arrival, EMPTY_PAGE, START_PAGE},
     guest::{Guest, Settings, write_atomically},
+    shell,
+    supervise::uptime_ms,
     wire::Refusal,
     x11,
 };
@@ -40,14 +43,18 @@ pub(super) struct Claim {
 /// The one claim of a guest.
 pub(super) struct Claims {
     current: Mutex<Option<Claim>>,
+    /// The process before this one died in the middle of a claim.
+    interrupted: bool,
     /// Held while a claim or an assignment is carried out.
     pub(super) turn: tokio::sync::Mutex<()>,
 }
 
 impl Claims {
     pub(super) fn load(guest: &Guest) -> Self {
-        let kept = fs::read(file(guest)).ok().and_then(|b| serde_json::from_slice(&b).ok());
-        Self { current: Mutex::new(kept), turn: tokio::sync::Mutex::default() }
+        let kept: Option<Claim> =
+            fs::read(file(guest)).ok().and_then(|b| serde_json::from_slice(&b).ok());
+        let interrupted = kept.as_ref().is_some_and(|claim| !claim.complete);
+        Self { current: Mutex::new(kept), interrupted, turn: tokio::sync::Mutex::default() }
     }
 
     pub(super) fn current(&self) -> Option<Claim> {
@@ -68,7 +75,10 @@ fn file(guest: &Guest) -> std::path::PathBuf {
 }
 
 impl Agent {
-    pub(super) async fn claim(&self, request: ClaimRequest) -> Result<ClaimAnswer, Refusal> {
+    pub(super) async fn claim(
+        self: Arc<Self>,
+        request: ClaimRequest,
+    ) -> Result<ClaimAnswer, Refusal> {
         let entropy = check(&request)?;
         let _turn = self.claim.turn.lock().await;
         if let Some(claim) = self.claim.current() {
@@ -76,34 +86,63 @@ impl Agent {
                 return Err(Refusal::conflict("this guest was claimed with another secret"));
             }
             if claim.complete {
-                return Ok(answer());
+                return Ok(self.answer());
             }
         }
         // What follows is kept first; a second claimant is refused from here on.
         self.claim.keep(&self.guest, Claim { request: request.clone(), complete: false })?;
         let language_changed = self.take_identity(&request, &entropy, true)?;
-        if request.cloned {
-            browser::set_first_page(&self.guest, request.start_url.as_deref())
-                .map_err(failed_at("the first page"))?;
+        // In the pool an empty tab waits: its process serves whatever page comes with the session.
+        let waits = request.session_id.is_none();
+        let first = if waits { Some(EMPTY_PAGE) } else { request.start_url.as_deref() };
+        browser::set_first_page(&self.guest, first).map_err(failed_at("the first page"))?;
+        let shell_waited = shell::open_gate(&self.guest).map_err(failed_at("the shell"))?;
+        if request.cloned && !shell_waited {
             // The shell on the desktop has its $RANDOM from before.
             self.order("terminal", "restart").await?;
-            self.order("chromium", "stop").await?;
-            self.wipe_browser().await.map_err(failed_at("the browser's profile"))?;
-            self.order("chromium", "start").await?;
-        } else {
-            browser::set_first_page(&self.guest, request.start_url.as_deref())
-                .map_err(failed_at("the first page"))?;
-            // Settling stopped both until this moment. Without a desktop there is nothing to start.
-            let _ = self.order("terminal", "start").await;
-            let order = if language_changed { "restart" } else { "start" };
-            match self.order("chromium", order).await {
-                Err(refusal) if language_changed => return Err(refusal),
-                _ => {}
-            }
         }
-        self.open_first(request.start_url.clone(), request.cloned);
+        if request.cloned {
+            // After settling there is none, and nothing of it.
+            if !self.board().is_stopped("chromium") {
+                self.order("chromium", "stop").await?;
+            }
+            self.wipe_browser().await.map_err(failed_at("the browser's profile"))?;
+        } else if language_changed {
+            self.order("chromium", "restart").await?;
+        }
+        let (url, begun) = (request.start_url.clone(), request.cloned);
         self.claim.keep(&self.guest, Claim { request, complete: true })?;
-        Ok(answer())
+        self.start_browser();
+        if waits {
+            self.rehearse();
+        } else {
+            self.open_first(url, begun);
+        }
+        Ok(self.answer())
+    }
+
+    /// Starts the browser that waited for the claim. The answer to the claim does not wait for it: under
+    /// translation its start takes every processor for seconds.
+    pub(super) fn start_browser(self: &Arc<Self>) {
+        let agent = Arc::clone(self);
+        tokio::spawn(async move {
+            while let Err(refusal) = agent.order("chromium", "start").await {
+                if refusal.0 == StatusCode::NOT_FOUND {
+                    return;
+                }
+                tracing::warn!("the browser waits for the supervisor: {}", refusal.1);
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+    }
+
+    pub(super) fn answer(&self) -> ClaimAnswer {
+        ClaimAnswer {
+            boot_id: system::boot_id(),
+            time: Timestamp::now(),
+            uptime_ms: uptime_ms(),
+            desktop_ready: self.board().shows_desktop(),
+        }
     }
 
     /// Entropy, clock, ids, names and wishes. `unnamed`: the guest has no machine id of its own yet.
@@ -154,12 +193,15 @@ impl Agent {
         let repeated = claim.request.session_id.as_deref() == Some(&request.session_id)
             && claim.request.start_url == request.start_url;
         if !repeated {
-            self.open_first(request.start_url.clone(), false);
+            let url = request.start_url.clone().unwrap_or_else(|| START_PAGE.to_owned());
+            browser::set_first_page(&self.guest, Some(&url))
+                .map_err(failed_at("the first page"))?;
+            self.open_first(Some(url), false);
         }
         claim.request.session_id = Some(request.session_id);
         claim.request.start_url = request.start_url;
         self.claim.keep(&self.guest, claim)?;
-        Ok(answer())
+        Ok(self.answer())
     }
 
     /// Keeps the wishes for the services; says whether the language is another one now.
@@ -169,7 +211,7 @@ impl Agent {
         self.guest.write_settings(&settings).map_err(Refusal::failed)?;
         let display = self.guest.display.clone();
         let start = std::time::Instant::now();
-        if self.guest.is_whole() {
+        if self.guest.is_whole() && (before.screen != screen || self.claim.interrupted) {
             tokio::task::spawn_blocking(move || {
                 while let Err(error) = x11::Display::open(&display).and_then(|d| d.resize(screen)) {
                     if start.elapsed() > DISPLAY_DEADLINE {
@@ -189,7 +231,7 @@ impl Agent {
         let turn = self.start_page.fetch_add(1, Ordering::SeqCst) + 1;
         let Some(url) = url else { return };
         let guest = self.guest.clone();
-        let newest = std::sync::Arc::clone(&self.start_page);
+        let newest = Arc::clone(&self.start_page);
         tokio::spawn(async move {
             let start = tokio::time::Instant::now();
             let mut asks = !begun;
@@ -202,6 +244,11 @@ impl Agent {
                     match browser::arrival(&guest).await {
                         Ok(Arrival::Arrived) => {
                             // A browser that is started again later shows the start page.
+                            let _ = browser::set_first_page(&guest, None);
+                            return;
+                        }
+                        // It counts as an empty tab: nothing more is known of it.
+                        Ok(_) if url == START_PAGE => {
                             let _ = browser::set_first_page(&guest, None);
                             return;
                         }
@@ -251,10 +298,6 @@ impl Agent {
 /// The refusal of a step that failed.
 pub(super) fn failed_at(what: &'static str) -> impl Fn(std::io::Error) -> Refusal {
     move |error| Refusal::failed(format!("{what} cannot be set: {error}"))
-}
-
-pub(super) fn answer() -> ClaimAnswer {
-    ClaimAnswer { boot_id: system::boot_id(), time: Timestamp::now() }
 }
 
 /// Refuses a claim that could not be carried out, before any of it is; returns its entropy.

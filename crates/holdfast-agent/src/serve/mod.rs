@@ -8,11 +8,15 @@ mod exec;
 mod figures;
 mod freeze;
 mod rebind;
+mod rehearsal;
 mod settle;
 mod system;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -52,6 +56,8 @@ pub struct Agent {
     freezer: freeze::Freezer,
     /// Rises when another page shall be opened first; a page that still waits is then given up.
     start_page: Arc<AtomicU64>,
+    /// A machine of the pool is being prepared.
+    rehearses: AtomicBool,
     started_ms: u64,
 }
 
@@ -82,8 +88,13 @@ impl Agent {
             freezer: freeze::Freezer::default(),
             guest,
             start_page: Arc::default(),
+            rehearses: AtomicBool::new(false),
             started_ms: uptime_ms(),
         });
+        if agent.claim.current().is_some_and(|claim| claim.complete) {
+            // The process before this one may have died just before.
+            agent.start_browser();
+        }
         let follower = Arc::downgrade(&agent);
         let socket = agent.guest.supervise_socket();
         tokio::spawn(async move {
@@ -130,9 +141,6 @@ impl Agent {
 
     fn health(&self) -> Health {
         let board = self.board();
-        let running = |name: &str| {
-            board.services.iter().any(|e| e.name == name && e.state == ServiceState::Running)
-        };
         let now = uptime_ms();
         let mut services: Vec<ServiceHealth> = board
             .services
@@ -155,8 +163,8 @@ impl Agent {
             uptime_ms: now,
             time: Timestamp::now(),
             boot_id: system::boot_id(),
-            desktop_ready: running("xvnc") && running("openbox"),
-            browser_ready: running("chromium"),
+            desktop_ready: board.shows_desktop(),
+            browser_ready: board.runs("chromium") && !self.rehearses.load(Ordering::SeqCst),
             services,
         }
     }
@@ -215,6 +223,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         )
         .route("/v1/claim", post(claim))
         .route("/v1/settle", post(settle))
+        .route(rehearsal::PATH, get(rehearsal::page))
         .merge(guarded)
         .fallback(|| async { Refusal::missing("there is no such call") })
         .layer(DefaultBodyLimit::max(REQUEST_LIMIT))

@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq;
 
 use super::{
     Agent,
-    claim::{Claim, answer, check, failed_at},
+    claim::{Claim, check, failed_at},
 };
 use crate::{browser, wire::Refusal};
 
@@ -33,7 +33,7 @@ impl Agent {
         };
         let same = bool::from(before.request.secret.as_bytes().ct_eq(request.secret.as_bytes()));
         if same && before.complete {
-            return Ok(answer());
+            return Ok(self.answer());
         }
         self.claim.keep(&self.guest, Claim { request: request.clone(), complete: false })?;
         let language_changed = self.take_identity(&request, &entropy, false)?;
@@ -46,7 +46,7 @@ impl Agent {
             }
         }
         self.claim.keep(&self.guest, Claim { request, complete: true })?;
-        Ok(answer())
+        Ok(self.answer())
     }
 
     /// Ends every process of the browser and starts it again with the tabs that it had.

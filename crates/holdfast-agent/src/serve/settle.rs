@@ -1,5 +1,5 @@
 //! Makes an unclaimed guest ready to be snapshotted: no browser, no shell, nothing to write, nothing
-//! to do. What stays is the kernel, these programs, the display and the window manager.
+//! to do. What stays is the kernel, these programs, the display, the window manager and an empty terminal.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use holdfast_agent_api::Settled;
 use tokio::time::{Instant, sleep};
 
 use super::{Agent, figures};
-use crate::wire::Refusal;
+use crate::{shell, wire::Refusal};
 
 /// The guest is quiet when it used no more than this over a second, in thousandths of a processor.
 const QUIET_PERMILLE: u64 = 40;
@@ -21,7 +21,9 @@ impl Agent {
         }
         let start = Instant::now();
         self.order("chromium", "stop").await?;
-        self.order("terminal", "stop").await?;
+        // The window stays, its shell comes with the claim.
+        shell::close_gate(&self.guest).map_err(Refusal::failed)?;
+        self.order("terminal", "restart").await?;
         self.wipe_browser().await.map_err(Refusal::failed)?;
         tokio::task::spawn_blocking(rustix::fs::sync).await.map_err(Refusal::failed)?;
         loop {
@@ -29,7 +31,7 @@ impl Agent {
             sleep(Duration::from_secs(1)).await;
             let used = figures::busy_ms().map_err(Refusal::failed)?.saturating_sub(before);
             let permille = used * 1000 / since.elapsed().as_millis().max(1) as u64;
-            if permille <= QUIET_PERMILLE {
+            if permille <= QUIET_PERMILLE && self.board().runs("terminal") {
                 return Ok(Settled {
                     busy_permille: permille as u32,
                     took_ms: start.elapsed().as_millis() as u64,

@@ -40,6 +40,27 @@ pub struct Board {
     pub services: Vec<Entry>,
 }
 
+impl Board {
+    /// Whether the service of that name does its work.
+    pub fn runs(&self, name: &str) -> bool {
+        self.is(name, ServiceState::Running)
+    }
+
+    /// Whether it was told to stop, and did.
+    pub fn is_stopped(&self, name: &str) -> bool {
+        self.is(name, ServiceState::Stopped)
+    }
+
+    /// Whether a desktop is there to be looked at, with or without a browser.
+    pub fn shows_desktop(&self) -> bool {
+        self.runs("xvnc") && self.runs("openbox")
+    }
+
+    fn is(&self, name: &str, state: ServiceState) -> bool {
+        self.services.iter().any(|e| e.name == name && e.state == state)
+    }
+}
+
 /// State of a service.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Entry {

@@ -282,7 +282,5 @@ impl Task {
 }
 
 fn met(board: &Board, needs: &[&str]) -> bool {
-    needs.iter().all(|need| {
-        board.services.iter().any(|e| e.name == *need && e.state == ServiceState::Running)
-    })
+    needs.iter().all(|need| board.runs(need))
 }

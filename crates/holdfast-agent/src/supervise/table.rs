@@ -113,12 +113,13 @@ fn openbox(_: &Guest) -> Launch {
     Launch { command, ..Launch::default() }
 }
 
-fn xterm(_: &Guest) -> Launch {
+fn xterm(guest: &Guest) -> Launch {
     let mut env = vec![("TERM".to_owned(), "xterm-256color".to_owned())];
     let resources = "/etc/holdfast/Xresources";
     if Path::new(resources).exists() {
         env.push(("XENVIRONMENT".to_owned(), resources.to_owned()));
     }
-    let command = words("xterm -name holdfast-terminal -title Terminal -ls");
+    let mut command = words("xterm -name holdfast-terminal -title Terminal -e");
+    command.extend([guest.exe.display().to_string(), "shell".to_owned()]);
     Launch { command, env, ..Launch::default() }
 }

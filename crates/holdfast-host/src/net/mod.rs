@@ -55,19 +55,12 @@ fn table(instance: &str, vm: VmId) -> String {
     format!("hf-{instance}-{vm}")
 }
 
-/// Makes the network of a VM, or what is missing of it, and applies the policy anew.
+/// Makes the network of a VM, or what is missing of it, and applies the policy anew. What does not
+/// need the other is made at the same time: somebody waits for it.
 pub async fn connect(lease: &Lease, uid: u32, range: Range, policy: &EgressPolicy) -> Result<()> {
-    let rules = egress::Rules::new(lease, range, policy, &host_addresses().await?)?;
-    let name = namespace::name(lease.vm);
-    if namespace::open(lease.vm).is_err() {
-        // Also replaces one whose making was interrupted before it was mounted.
-        let _ = fs::remove_file(namespace::path(lease.vm));
-        Tool::new("ip", ["netns", "add", &name]).run().await?;
-    }
-    let inside = Arc::new(namespace::open(lease.vm)?);
+    let (addresses, inside) = tokio::try_join!(host_addresses(), namespace_of(lease.vm))?;
+    let rules = egress::Rules::new(lease, range, policy, &addresses)?;
     let table = table(&lease.instance, lease.vm);
-
-    // Rules first: no link ever works without them.
     namespace::run(&inside, "closing the namespace", || {
         sysctl("ipv6/conf/all/disable_ipv6", "1")?;
         sysctl("ipv6/conf/default/disable_ipv6", "1")?;
@@ -78,17 +71,31 @@ pub async fn connect(lease: &Lease, uid: u32, range: Range, policy: &EgressPolic
         sysctl("ipv4/ip_forward", "1")
     })
     .await?;
-    Tool::new("nft", ["-f", "-"]).input(&rules.inside(&table)).inside(&inside).run().await?;
-    Tool::new("nft", ["-f", "-"]).input(&rules.outside(&table)).run().await?;
-
-    link_up(lease, uid, &inside).await?;
+    let (rules_inside, rules_outside) = (rules.inside(&table), rules.outside(&table));
+    tokio::try_join!(
+        Tool::new("nft", ["-f", "-"]).input(&rules_inside).inside(&inside).run(),
+        Tool::new("nft", ["-f", "-"]).input(&rules_outside).run(),
+        make_pair(lease),
+        make_tap(uid, &inside),
+    )?;
+    // No link is up before there are rules.
+    links_up(lease, &inside).await?;
     if policy.internet || !policy.private_networks.is_empty() {
         sysctl("ipv4/ip_forward", "1").map_err(|e| DriverError::io("allowing forwarding", e))?;
     }
     Ok(())
 }
 
-async fn link_up(lease: &Lease, uid: u32, inside: &Arc<OwnedFd>) -> Result<()> {
+async fn namespace_of(vm: VmId) -> Result<Arc<OwnedFd>> {
+    if namespace::open(vm).is_err() {
+        // Also replaces one whose making was interrupted before it was mounted.
+        let _ = fs::remove_file(namespace::path(vm));
+        Tool::new("ip", ["netns", "add", &namespace::name(vm)]).run().await?;
+    }
+    Ok(Arc::new(namespace::open(vm)?))
+}
+
+async fn make_pair(lease: &Lease) -> Result<()> {
     let (link, name) = (lease.link(), namespace::name(lease.vm));
     let mark = mark(&lease.instance, lease.vm);
     match link_owner(&link) {
@@ -98,21 +105,27 @@ async fn link_up(lease: &Lease, uid: u32, inside: &Arc<OwnedFd>) -> Result<()> {
                  link set {link} alias \"{mark}\"\n"
             );
             Tool::new("ip", ["-batch", "-"]).input(&pair).run().await?;
+            Ok(())
         }
-        Some(owner) if owner == mark || owner.is_empty() => {}
-        Some(owner) => {
-            return Err(DriverError::Refused {
-                operation: format!("making the link {link}"),
-                message: format!("it belongs to `{owner}`"),
-            });
-        }
+        Some(owner) if owner == mark || owner.is_empty() => Ok(()),
+        Some(owner) => Err(DriverError::Refused {
+            operation: format!("making the link {link}"),
+            message: format!("it belongs to `{owner}`"),
+        }),
     }
-    let (own, host) = (lease.address, lease.host_end());
-    let mtu = uplink_mtu();
+}
+
+async fn make_tap(uid: u32, inside: &Arc<OwnedFd>) -> Result<()> {
     if !namespace::has_link(inside, TAP).await? {
         let made = format!("tuntap add dev {TAP} mode tap user {uid} group {uid} vnet_hdr\n");
         Tool::new("ip", ["-batch", "-"]).input(&made).inside(inside).run().await?;
     }
+    Ok(())
+}
+
+async fn links_up(lease: &Lease, inside: &Arc<OwnedFd>) -> Result<()> {
+    let (own, host, link) = (lease.address, lease.host_end(), lease.link());
+    let mtu = uplink_mtu();
     let inner = format!(
         "link set lo up\n\
          address replace {GATEWAY}/30 dev {TAP}\n\

@@ -15,9 +15,9 @@ use crate::{
 };
 
 /// Memory that QEMU takes besides the guest's: itself, device queues, and translated code under TCG.
-pub(super) const OVERHEAD_MIB: u64 = 768;
+pub(super) const OVERHEAD_MIB: u64 = 640;
 /// Space for translated code under TCG. QEMU's own choice grows with the host.
-const TRANSLATED_MIB: u32 = 384;
+const TRANSLATED_MIB: u32 = 256;
 
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
@@ -179,7 +179,13 @@ fn machine(line: &mut Line, accel: Accel) {
             line.arg("-cpu", "host");
         }
         Accel::Tcg => {
-            line.arg("-accel", format!("tcg,thread=multi,tb-size={TRANSLATED_MIB}"));
+            line.arg(
+                "-accel",
+                format!(
+                    "tcg,thread=multi,tb-size={}",
+                    std::env::var("HF_TB").unwrap_or_else(|_| TRANSLATED_MIB.to_string())
+                ),
+            );
             line.arg("-cpu", "max");
         }
     }

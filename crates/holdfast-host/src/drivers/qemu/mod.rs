@@ -155,6 +155,10 @@ impl Driver for QemuDriver {
         self.fits_of(spec).await.map(Some)
     }
 
+    async fn preload(&self, spec: &VmSpec, snapshot: &Path) -> Result<()> {
+        self.verified(spec, snapshot).await.map(drop)
+    }
+
     async fn stop(&self, vm: VmId, how: Stop) -> Result<()> {
         let _lock = self.host.lock(vm).await;
         if let Stop::Graceful(patience) = how

@@ -104,7 +104,7 @@ impl QemuDriver {
     }
 
     /// The snapshot, compared with its checksums once for as long as its files do not change.
-    async fn verified(&self, spec: &VmSpec, path: &Path) -> Result<Arc<Verified>> {
+    pub(super) async fn verified(&self, spec: &VmSpec, path: &Path) -> Result<Arc<Verified>> {
         let snapshot = Snapshot::open(path, &self.fits_of(spec).await?)?;
         let stamps = snapshot.stamps()?;
         // Held while one is read: clones started together wait for one reading.

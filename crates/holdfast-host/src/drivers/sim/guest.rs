@@ -289,7 +289,13 @@ impl Guest {
     }
 
     fn claimed(&self) -> ClaimAnswer {
-        ClaimAnswer { boot_id: self.memory().boot_id, time: Timestamp::now() }
+        let health = self.health();
+        ClaimAnswer {
+            boot_id: health.boot_id,
+            time: health.time,
+            uptime_ms: health.uptime_ms,
+            desktop_ready: health.desktop_ready,
+        }
     }
 
     fn terminal(self: &Arc<Self>, name: String, mut request: Request<Incoming>) -> Answer {

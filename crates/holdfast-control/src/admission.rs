@@ -129,6 +129,12 @@ impl Admission {
         self.lock().starting.remove(&id);
     }
 
+    /// Sessions whose VMs are coming up, or wait to.
+    pub(crate) fn coming_up(&self) -> usize {
+        let state = self.lock();
+        state.starting.len() + state.waiting.len()
+    }
+
     /// The session holds nothing any more.
     pub(crate) fn release(&self, id: SessionId) {
         let mut state = self.lock();

@@ -104,6 +104,7 @@ pub(crate) fn spec(inner: &Inner, live: &Live) -> Result<VmSpec, DriverError> {
         disk_mib: inner.config.disk_mib,
         egress: inner.config.egress.clone(),
         screen: live.session.spec.screen,
+        eager: false,
     })
 }
 

@@ -280,6 +280,7 @@ async fn make(inner: &Arc<Inner>) -> Result<bool, ControlError> {
         disk_mib: inner.config.disk_mib,
         egress: inner.config.egress.clone(),
         screen: Screen::DEFAULT,
+        eager: true,
     };
     let mut latest = vm;
     let made = tokio::select! {
@@ -336,6 +337,7 @@ async fn bring_up(
         screen: ScreenSize { width: Screen::DEFAULT.width, height: Screen::DEFAULT.height },
         start_url: None,
         cloned: true,
+        browser_after_ms: 0,
     };
     agent
         .claim(&claim, Duration::from_secs(30))

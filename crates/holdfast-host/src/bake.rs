@@ -52,6 +52,7 @@ impl Shape {
             disk_mib: self.disk_mib,
             egress,
             screen: Screen::DEFAULT,
+            eager: false,
         }
     }
 }

@@ -47,6 +47,9 @@ pub struct VmSpec {
     pub egress: EgressPolicy,
     /// Size of the desktop at boot, before a claim changes it.
     pub screen: Screen,
+    /// It is made ahead of its use, to be quick then: it may take more memory of the host for that.
+    #[serde(default)]
+    pub eager: bool,
 }
 
 /// An image in the library: a directory with `manifest.json`, `rootfs.img`, `vmlinux` and

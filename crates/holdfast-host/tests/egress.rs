@@ -174,6 +174,7 @@ async fn vm(host: &Host, policy: EgressPolicy) -> Vm {
         disk_mib: 64,
         egress: policy,
         screen: Screen { width: 800, height: 600 },
+        eager: false,
     };
     host.create(&spec).await.unwrap();
     host.connect(id).await.unwrap();

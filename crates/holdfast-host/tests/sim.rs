@@ -27,6 +27,7 @@ fn spec() -> VmSpec {
         disk_mib: 64,
         egress: EgressPolicy::default(),
         screen: Screen { width: 320, height: 200 },
+        eager: false,
     }
 }
 
@@ -44,6 +45,7 @@ fn claim(vm: VmId, secret: &str) -> ClaimRequest {
         screen: ScreenSize { width: 320, height: 200 },
         start_url: None,
         cloned: false,
+        browser_after_ms: 0,
     }
 }
 

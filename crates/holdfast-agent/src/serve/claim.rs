@@ -24,8 +24,13 @@ use crate::{
 
 /// How long the first page may wait for the browser.
 const START_PAGE_DEADLINE: Duration = Duration::from_mins(10);
-/// Time between looks at whether it came.
-const FIRST_PAGE_LOOK: Duration = Duration::from_millis(400);
+/// Time between attempts to ask a browser that does not answer yet.
+const FIRST_PAGE_ASK: Duration = Duration::from_millis(400);
+/// Time between looks at whether it came. Each takes processor time from the page that is on its way.
+const FIRST_PAGE_LOOK: Duration = Duration::from_secs(2);
+/// Looks in a row that have to find nothing before the page is asked for again: between the answer of a
+/// page's server and the page a translated guest takes seconds.
+const FIRST_PAGE_LOST: u32 = 5;
 /// How long a size may wait for the display.
 const DISPLAY_DEADLINE: Duration = Duration::from_mins(1);
 
@@ -93,7 +98,7 @@ impl Agent {
         self.claim.keep(&self.guest, Claim { request: request.clone(), complete: false })?;
         let language_changed = self.take_identity(&request, &entropy, true)?;
         // In the pool an empty tab waits: its process serves whatever page comes with the session.
-        let waits = request.session_id.is_none();
+        let waits = request.cloned && request.session_id.is_none();
         let first = if waits { Some(EMPTY_PAGE) } else { request.start_url.as_deref() };
         browser::set_first_page(&self.guest, first).map_err(failed_at("the first page"))?;
         let shell_waited = shell::open_gate(&self.guest).map_err(failed_at("the shell"))?;
@@ -110,9 +115,10 @@ impl Agent {
         } else if language_changed {
             self.order("chromium", "restart").await?;
         }
+        let browser_after = Duration::from_millis(request.browser_after_ms.min(10_000).into());
         let (url, begun) = (request.start_url.clone(), request.cloned);
         self.claim.keep(&self.guest, Claim { request, complete: true })?;
-        self.start_browser();
+        self.start_browser(browser_after);
         if waits {
             self.rehearse();
         } else {
@@ -123,9 +129,10 @@ impl Agent {
 
     /// Starts the browser that waited for the claim. The answer to the claim does not wait for it: under
     /// translation its start takes every processor for seconds.
-    pub(super) fn start_browser(self: &Arc<Self>) {
+    pub(super) fn start_browser(self: &Arc<Self>, after: Duration) {
         let agent = Arc::clone(self);
         tokio::spawn(async move {
+            tokio::time::sleep(after).await;
             while let Err(refusal) = agent.order("chromium", "start").await {
                 if refusal.0 == StatusCode::NOT_FOUND {
                     return;
@@ -237,30 +244,27 @@ impl Agent {
             let mut asks = !begun;
             let mut missed = 0;
             while newest.load(Ordering::SeqCst) == turn && start.elapsed() < START_PAGE_DEADLINE {
-                if asks && browser::open(&guest, &url).await.is_ok() {
+                if asks {
+                    if browser::open(&guest, &url).await.is_err() {
+                        tokio::time::sleep(FIRST_PAGE_ASK).await;
+                        continue;
+                    }
                     (asks, missed) = (false, 0);
                 }
-                if !asks {
-                    match browser::arrival(&guest).await {
-                        Ok(Arrival::Arrived) => {
-                            // A browser that is started again later shows the start page.
-                            let _ = browser::set_first_page(&guest, None);
-                            return;
-                        }
-                        // It counts as an empty tab: nothing more is known of it.
-                        Ok(_) if url == START_PAGE => {
-                            let _ = browser::set_first_page(&guest, None);
-                            return;
-                        }
-                        // Seen once, it may be the moment before Chromium sets out.
-                        Ok(Arrival::Lost) => {
-                            missed += 1;
-                            asks = missed > 1;
-                        }
-                        Ok(Arrival::Underway) | Err(_) => missed = 0,
-                    }
-                }
                 tokio::time::sleep(FIRST_PAGE_LOOK).await;
+                match browser::arrival(&guest).await {
+                    // An empty tab is all that a start page is.
+                    Ok(seen) if seen == Arrival::Arrived || url == START_PAGE => {
+                        // A browser that is started again later shows the start page.
+                        let _ = browser::set_first_page(&guest, None);
+                        return;
+                    }
+                    Ok(Arrival::Lost) => {
+                        missed += 1;
+                        asks = missed >= FIRST_PAGE_LOST;
+                    }
+                    Ok(_) | Err(_) => missed = 0,
+                }
             }
             if newest.load(Ordering::SeqCst) == turn {
                 tracing::error!(

@@ -93,7 +93,7 @@ impl Agent {
         });
         if agent.claim.current().is_some_and(|claim| claim.complete) {
             // The process before this one may have died just before.
-            agent.start_browser();
+            agent.start_browser(Duration::ZERO);
         }
         let follower = Arc::downgrade(&agent);
         let socket = agent.guest.supervise_socket();

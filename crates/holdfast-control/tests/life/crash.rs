@@ -315,6 +315,7 @@ impl Life {
                     disk_mib: 1024,
                     egress: holdfast_host::driver::EgressPolicy::default(),
                     screen: session.spec.screen,
+                    eager: false,
                 };
                 self.machine.create(&spec).await.unwrap();
                 self.arm_and_start().await;

@@ -48,6 +48,7 @@ pub trait Bed: Sync {
             disk_mib: 64,
             egress: EgressPolicy::default(),
             screen: Screen { width: 800, height: 600 },
+            eager: false,
         }
     }
 }

@@ -229,6 +229,7 @@ fn claim(vm: VmId, start_url: Option<String>, cloned: bool) -> Result<ClaimReque
         screen: ScreenSize { width: 1280, height: 800 },
         start_url,
         cloned,
+        browser_after_ms: 0,
     })
 }
 
@@ -297,6 +298,7 @@ async fn twins_whose_browser_goes_on_are_found() -> Result<()> {
             private_networks: Vec::new(),
         },
         screen: Screen::DEFAULT,
+        eager: false,
     };
     let scope = holdfast_testkit::census::Scope::new(&dir.path().join("state"));
     let outcome = found(&driver, &spec, &page, dir.path()).await;

@@ -14,10 +14,22 @@ use crate::{
     process::Handed,
 };
 
-/// Memory that QEMU takes besides the guest's: itself, device queues, and translated code under TCG.
-pub(super) const OVERHEAD_MIB: u64 = 640;
-/// Space for translated code under TCG. QEMU's own choice grows with the host.
+/// Space for translated code under TCG, in MiB. A desktop with its browser fills any: QEMU throws all of
+/// it away when it is full, and translates anew what is still needed.
 const TRANSLATED_MIB: u32 = 256;
+/// The same for a VM that may take memory to be quick: start of the browser and first page fit in.
+const TRANSLATED_EAGER_MIB: u32 = 1024;
+
+fn translated_mib(spec: &VmSpec) -> u32 {
+    if spec.eager { TRANSLATED_EAGER_MIB } else { TRANSLATED_MIB }
+}
+
+/// Memory that QEMU takes besides the guest's, in MiB: itself, device queues, translated code, and what
+/// it keeps about that (a third of it, measured).
+pub(super) fn overhead_mib(spec: &VmSpec) -> u64 {
+    let translated = u64::from(translated_mib(spec));
+    256 + translated + translated / 2
+}
 
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
@@ -98,7 +110,7 @@ pub(super) fn line(parts: Parts<'_>) -> Result<Line> {
     line.arg("-name", format!("holdfast-{}", spec.vm));
     line.arg("-display", "none");
     line.arg("-sandbox", SANDBOX);
-    machine(&mut line, accel);
+    machine(&mut line, accel, translated_mib(spec));
     line.arg("-global", "virtio-mmio.force-legacy=false");
     line.arg("-smp", spec.vcpus.to_string());
     line.arg("-m", format!("{}M", spec.memory_mib));
@@ -159,7 +171,7 @@ pub(super) fn trial_line(accel: Accel, kernel: &File, serial: &File) -> Result<L
     line.arg("-sandbox", SANDBOX);
     line.arg("-object", "memory-backend-ram,id=mem,size=256M");
     line.arg("-m", "256M");
-    machine(&mut line, accel);
+    machine(&mut line, accel, TRANSLATED_MIB);
     let kernel = line.hand(kernel)?.path();
     line.arg("-kernel", kernel);
     line.arg("-append", "console=ttyS0 earlyprintk=ttyS0 panic=1 reboot=t");
@@ -170,7 +182,7 @@ pub(super) fn trial_line(accel: Accel, kernel: &File, serial: &File) -> Result<L
 }
 
 /// Machine, accelerator and processor.
-fn machine(line: &mut Line, accel: Accel) {
+fn machine(line: &mut Line, accel: Accel, translated_mib: u32) {
     // Without interrupt controller and timer of old the kernel does not come up under TCG.
     line.arg("-machine", "microvm,rtc=on,acpi=on,memory-backend=mem");
     match accel {
@@ -179,13 +191,7 @@ fn machine(line: &mut Line, accel: Accel) {
             line.arg("-cpu", "host");
         }
         Accel::Tcg => {
-            line.arg(
-                "-accel",
-                format!(
-                    "tcg,thread=multi,tb-size={}",
-                    std::env::var("HF_TB").unwrap_or_else(|_| TRANSLATED_MIB.to_string())
-                ),
-            );
+            line.arg("-accel", format!("tcg,thread=multi,tb-size={translated_mib}"));
             line.arg("-cpu", "max");
         }
     }

@@ -17,7 +17,7 @@ use rustix::fs::{MemfdFlags, OFlags, memfd_create};
 
 use super::{
     QemuDriver, READY_DEADLINE, SOCKET,
-    command::{self, Memory, OVERHEAD_MIB, Parts},
+    command::{self, Memory, Parts},
     qmp::Qmp,
 };
 use crate::{
@@ -100,7 +100,7 @@ impl QemuDriver {
             namespace: Some(self.host.namespace(vm)?),
             user: Some((self.host.uid(&lease), command::kvm_groups(accel))),
             limits: Limits {
-                memory_mib: u64::from(spec.memory_mib) + OVERHEAD_MIB,
+                memory_mib: u64::from(spec.memory_mib) + command::overhead_mib(spec),
                 vcpus: spec.vcpus,
                 file_bytes: disk.max(u64::from(spec.memory_mib) << 20),
             },

@@ -212,6 +212,7 @@ fn spec(vm: VmId, image: &ImageRef) -> VmSpec {
         disk_mib: ControlConfig::default().disk_mib,
         egress: EgressPolicy::default(),
         screen: Screen::DEFAULT,
+        eager: false,
     }
 }
 

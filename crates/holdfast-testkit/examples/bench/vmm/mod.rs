@@ -102,6 +102,7 @@ impl Bed {
             disk_mib: 64,
             egress: EgressPolicy::default(),
             screen: Screen::DEFAULT,
+            eager: false,
         }
     }
 

@@ -28,11 +28,11 @@ const LOOK_DEADLINE: Duration = Duration::from_secs(3);
 /// Deadline of a claim: the guest sets clock, names and screen.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(30);
 
-/// For each desktop that comes up beside it, a browser waits this long: it takes every processor for
-/// seconds, and people wait for a picture first.
+/// For each desktop that comes up, its own among them, a browser waits this long: it takes every
+/// processor for seconds, and people wait for a picture first.
 const DESKTOP_TURN: Duration = Duration::from_millis(400);
 /// But no longer than this.
-const LONGEST_WAIT_OF_BROWSER: Duration = Duration::from_secs(4);
+const LONGEST_WAIT_OF_BROWSER: Duration = Duration::from_secs(6);
 
 /// Why a guest did not come up.
 enum Failure {
@@ -256,8 +256,8 @@ fn claim_request(
 ) -> Result<ClaimRequest, ControlError> {
     let spec = &live.session.spec;
     let vm = live.vm.id.to_string();
-    let others = inner.admission.coming_up().saturating_sub(1);
-    let browser_after = (DESKTOP_TURN * others as u32).min(LONGEST_WAIT_OF_BROWSER);
+    let desktops = inner.admission.coming_up() as u32;
+    let browser_after = (DESKTOP_TURN * desktops).min(LONGEST_WAIT_OF_BROWSER);
     let browser_after_ms = browser_after.as_millis() as u32;
     Ok(ClaimRequest {
         // The last group of the id is random, so the names of two guests differ.

@@ -1,21 +1,14 @@
 //! Starts a VMM in its jail and waits until it runs the guest.
 
-use std::{
-    fs::OpenOptions,
-    io,
-    os::{fd::OwnedFd, unix::fs::OpenOptionsExt as _},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs::OpenOptions, io, os::unix::fs::OpenOptionsExt as _, sync::Arc, time::Duration};
 
 use holdfast_core::VmId;
-use rustix::fs::{OFlags, inotify};
+use rustix::fs::OFlags;
 
 use super::{
     FirecrackerDriver, JAIL,
     api::{
-        Action, Api, Balloon, BootSource, Drive, Entropy, MachineConfig, MemoryBackend,
+        Action, Api, Balloon, BootSource, Connection, Drive, Entropy, MachineConfig, MemoryBackend,
         NetworkInterface, RateLimiter, SnapshotLoad,
     },
     jail::{self, INITRAMFS, Jail, KERNEL, ROOT},
@@ -26,7 +19,8 @@ use crate::{
     driver::{DriverError, Result, StartFrom, VmSpec},
     image::Image,
     net::{GATEWAY, GUEST, GUEST_MAC, TAP},
-    process::{self, Limits, Vmm, wait_readable},
+    news::News,
+    process::{self, Limits, Vmm},
     snapshot::{DEVICES, MEMORY, blocking, take_disk},
     statedir::{SERIAL, UPPER, VmDir},
 };
@@ -67,9 +61,7 @@ impl FirecrackerDriver {
         let mut jail = self.jail(dir, spec, &image)?;
         jail.show(&image.kernel, KERNEL, true)?;
         jail.show(&image.initramfs, INITRAMFS, true)?;
-        let root = jail.root().to_owned();
-        let api = Api::of(&root);
-        self.spawn(dir, spec, jail, &api).await?;
+        let mut api = self.spawn(dir, spec, jail).await?;
 
         let machine = MachineConfig { vcpu_count: spec.vcpus, mem_size_mib: spec.memory_mib };
         api.put("/machine-config", &machine).await?;
@@ -116,9 +108,7 @@ impl FirecrackerDriver {
         let mut jail = self.jail(dir, spec, &image)?;
         jail.show(&snapshot.devices, DEVICES, true)?;
         jail.show(&snapshot.memory, MEMORY, true)?;
-        let root = jail.root().to_owned();
-        let api = Api::of(&root);
-        self.spawn(dir, spec, jail, &api).await?;
+        let mut api = self.spawn(dir, spec, jail).await?;
         let load = SnapshotLoad {
             snapshot_path: DEVICES,
             mem_backend: MemoryBackend { backend_type: "File", backend_path: MEMORY },
@@ -149,13 +139,13 @@ impl FirecrackerDriver {
         Ok(jail)
     }
 
-    /// Starts the VMM and waits until it answers.
-    async fn spawn(&self, dir: &VmDir, spec: &VmSpec, jail: Jail, api: &Api<'_>) -> Result<()> {
+    /// Starts the VMM and waits until it can be talked to.
+    async fn spawn(&self, dir: &VmDir, spec: &VmSpec, jail: Jail) -> Result<Connection> {
         let vm = spec.vm;
         let io = |source| DriverError::io(format!("preparing the VMM of VM {vm}"), source);
         let version = self.version().await?;
         // Firecracker would make a device that is not there, without its rules, were it allowed to.
-        drop(self.host.open_tap(vm).await?);
+        self.host.check_tap(vm).await?;
         let serial = OpenOptions::new()
             .create(true)
             .append(true)
@@ -171,47 +161,40 @@ impl FirecrackerDriver {
         };
         let own = ["--log-path", jail::LOG, "--level", "Warn", "--metrics-path", jail::METRICS];
         let args: Vec<&str> = ["--api-sock", jail::SOCKET].into_iter().chain(own).collect();
+        let root = jail.root().to_owned();
         let vmm = Vmm {
             stdout: Some(serial),
             namespace: Some(self.host.namespace(vm)?),
             ..jail.vmm(&self.config, &args, limits)
         };
+        // Asked for before anything can happen.
+        let names = News::of_names_in(&root).map_err(io)?;
         self.host.processes().spawn(dir, vmm, &version).await?;
-        let answers = async {
+        let connected = async {
             loop {
-                // Watched before it is looked for, so nothing falls between the two.
-                let news = watch(api.root()).map_err(io)?;
-                match api.answers().await {
+                match Api::of(&root).connect().await {
                     Err(DriverError::Io { source, .. })
                         if source.kind() == io::ErrorKind::NotFound =>
                     {
-                        wait_readable(news).await.map_err(io)?;
+                        names.next().await.map_err(io)?;
                     }
                     Err(DriverError::Io { source, .. })
                         if source.kind() == io::ErrorKind::ConnectionRefused =>
                     {
                         tokio::time::sleep(LISTENING).await;
                     }
-                    answer => break answer,
+                    connection => break connection,
                 }
             }
         };
         tokio::select! {
             exit = self.host.wait_exit(vm) => Err(DriverError::Exited { vm, why: exit? }),
-            answer = tokio::time::timeout(READY_DEADLINE, answers) => answer.unwrap_or_else(|_| {
+            ready = tokio::time::timeout(READY_DEADLINE, connected) => ready.unwrap_or_else(|_| {
                 let operation = format!("the VMM of VM {vm}");
                 Err(DriverError::Timeout { operation, after: READY_DEADLINE })
             }),
         }
     }
-}
-
-/// Can be read once something is made in this directory.
-fn watch(dir: &Path) -> io::Result<OwnedFd> {
-    let news = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-    let what = inotify::WatchFlags::CREATE | inotify::WatchFlags::ONLYDIR;
-    inotify::add_watch(&news, dir, what | inotify::WatchFlags::DONT_FOLLOW)?;
-    Ok(news)
 }
 
 /// Firecracker has no PCI, resets through the keyboard controller, and describes its devices by ACPI.

@@ -7,8 +7,10 @@
 use std::{
     fs::{self, DirBuilder, File},
     io,
+    panic::resume_unwind,
     path::Path,
     sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -56,7 +58,7 @@ impl FirecrackerDriver {
         };
         let fits = Fits::new(vmm, &spec);
         let draft = Draft::begin(dest)?;
-        let api = Api::of(&root);
+        let mut api = Api::of(&root).connect().await?;
         api.state("Paused").await?;
         let written = Written::begin(&root, self.host.uid(&self.host.lease(vm)?))?;
         let create = SnapshotCreate {
@@ -66,13 +68,21 @@ impl FirecrackerDriver {
         };
         api.put_within("/snapshot/create", &create, WRITE_DEADLINE).await?;
         blocking(move || {
-            for name in [DEVICES, MEMORY] {
-                draft.copy(&written.open(name)?, name)?;
-            }
+            // Only now: what the guest had asked of its disk may be done even after the pause, and a disk
+            // that is ahead of the devices' state takes a write twice, where one behind it would lose it.
             let upper = File::open(dir.file(UPPER))
                 .map_err(|e| DriverError::io("opening the disk for a snapshot", e))?;
-            draft.copy(&upper, UPPER)?;
-            draft.finish(fits, &[DEVICES, UPPER, MEMORY])
+            let (devices, memory) = (written.open(DEVICES)?, written.open(MEMORY)?);
+            let files = thread::scope(|beside| {
+                let upper = beside.spawn(|| draft.copy(&upper, UPPER));
+                let files = [draft.copy(&devices, DEVICES), draft.copy(&memory, MEMORY)];
+                let upper = upper.join().unwrap_or_else(|panic| resume_unwind(panic));
+                files.into_iter().chain([upper]).collect::<Result<_>>()
+            })?;
+            drop(written);
+            // Its space is free only when it is closed, which takes a while.
+            tokio::task::spawn_blocking(move || drop(memory));
+            draft.finish(fits, files)
         })
         .await
     }

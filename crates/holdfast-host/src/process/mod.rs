@@ -11,6 +11,7 @@ mod cgroup;
 mod identity;
 mod spawn;
 mod trial;
+mod view;
 
 use std::{
     collections::HashMap,
@@ -42,6 +43,7 @@ pub use self::{
     identity::{Alive, Identity},
     spawn::{Handed, Limits, Mount, Vmm},
     trial::{Trial, trial},
+    view::View,
 };
 use crate::{
     driver::{DriverError, Process, Result},

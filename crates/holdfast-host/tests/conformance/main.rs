@@ -4,6 +4,8 @@
 
 mod bed;
 mod census;
+mod escape;
+mod inside;
 mod jail;
 mod orphans;
 mod promises;
@@ -68,7 +70,13 @@ macro_rules! tried_as_vmm {
                 real::a_full_disk_is_said,
                 real::a_console_is_cut_while_the_guest_writes,
                 real::another_instance_is_left_alone,
-                real::the_vmm_has_no_privileges,
+                escape::a_vmm_has_no_privileges,
+                escape::a_vmm_holds_nothing_of_the_host_s,
+                escape::a_vmm_has_its_own_network_alone,
+                escape::a_vmm_is_in_groups_of_its_own,
+                escape::nothing_is_reached_from_inside,
+                escape::no_more_threads_than_allowed,
+                escape::no_more_memory_than_allowed,
                 real::a_dial_into_a_silent_guest_has_a_deadline,
                 orphans::whatever_is_left_is_found,
                 orphans::what_cannot_be_read_goes_too,

@@ -311,51 +311,6 @@ pub async fn another_instance_is_left_alone(bed: &impl RealBed) {
     driver.destroy(spec.vm).await.unwrap();
 }
 
-pub async fn the_vmm_has_no_privileges(bed: &impl RealBed) {
-    let (driver, spec) = (bed.driver(), bed.spec());
-    started(&driver, &spec).await;
-    let pid = pid(&driver, spec.vm).await;
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let field = |name: &str| {
-        let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-        line.split_whitespace().skip(1).map(str::to_owned).collect::<Vec<_>>()
-    };
-    assert!(field("Uid:").iter().all(|uid| uid.parse::<u32>().unwrap() >= 200_000));
-    assert!(field("Gid:").iter().all(|gid| gid.parse::<u32>().unwrap() >= 200_000));
-    assert_eq!(field("CapEff:"), ["0000000000000000"]);
-    assert_eq!(field("NoNewPrivs:"), ["1"]);
-    assert_eq!(field("Seccomp:"), ["2"]);
-    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
-    assert!(
-        limits.lines().any(|l| l.starts_with("Max core file size") && l.contains(" 0 ")),
-        "{limits}"
-    );
-    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-    let own = format!("holdfast-{}/{}", bed.host().state().instance(), spec.vm);
-    let writable = fs::metadata("/sys/fs/cgroup/memory").is_ok_and(|m| !m.permissions().readonly());
-    if writable {
-        assert!(groups.lines().any(|l| l.contains(":memory:") && l.contains(&own)), "{groups}");
-        let limit = format!("/sys/fs/cgroup/memory/{own}/memory.limit_in_bytes");
-        let limit: u64 = fs::read_to_string(limit).unwrap().trim().parse().unwrap();
-        assert!(limit >> 20 > 256 && limit >> 20 < 2048, "{limit}");
-    }
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let session = stat.rsplit_once(") ").unwrap().1.split(' ').nth(3).unwrap().to_owned();
-    assert_eq!(session, pid.to_string(), "it is not in a session of its own");
-    let root = bed.host().state().root().to_owned();
-    let open: Vec<_> = fs::read_dir(format!("/proc/{pid}/fd"))
-        .unwrap()
-        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
-        .filter(|path| path.starts_with(&root))
-        .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
-        .collect();
-    assert!(
-        open.iter().all(|name| ["upper.img", "serial.log", "vmm.log"].contains(&name.as_str())),
-        "{open:?}"
-    );
-    driver.destroy(spec.vm).await.unwrap();
-}
-
 pub async fn a_dial_into_a_silent_guest_has_a_deadline(bed: &impl RealBed) {
     let (driver, spec) = (bed.driver(), bed.spec());
     started(&driver, &spec).await;

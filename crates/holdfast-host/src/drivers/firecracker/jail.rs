@@ -102,6 +102,7 @@ impl Jail {
             args: args.chain(more.iter().copied()).map(str::to_owned).collect(),
             handed: Vec::new(),
             mounts: self.mounts,
+            view: None,
             stdout: None,
             namespace: None,
             user: None,

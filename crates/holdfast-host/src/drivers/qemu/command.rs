@@ -5,13 +5,14 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
+    path::Path,
 };
 
 use crate::{
     driver::{DriverError, Result, VmSpec},
     image::Image,
     net::{GATEWAY, GUEST, GUEST_MAC},
-    process::Handed,
+    process::{Handed, View},
 };
 
 /// Memory that QEMU takes besides the guest's: itself, device queues, and translated code under TCG.
@@ -198,6 +199,12 @@ fn kernel_line(spec: &VmSpec, accel: Accel) -> String {
          holdfast.screen={}x{} holdfast.net={GUEST}/30,{GATEWAY}",
         screen.width, screen.height
     )
+}
+
+/// What QEMU sees of the file system.
+pub(super) fn view(program: &Path, accel: Accel) -> Result<View> {
+    let devices: &[&str] = if accel == Accel::Kvm { &["/dev/kvm"] } else { &[] };
+    View::of(program, devices).map_err(|e| DriverError::io("preparing what the VMM sees", e))
 }
 
 /// Groups that may open the KVM device.

@@ -10,6 +10,7 @@ mod jail;
 mod orphans;
 mod promises;
 mod real;
+mod vmm;
 
 /// One test per promise and driver.
 macro_rules! tried_with {
@@ -58,6 +59,7 @@ macro_rules! tried_as_vmm {
             [
                 real::clones_go_on_where_the_snapshot_was,
                 real::a_clone_can_be_snapshotted,
+                real::a_snapshot_fits_what_is_said,
                 real::a_damaged_snapshot_is_refused,
                 real::an_unusable_image_is_refused,
                 real::a_killed_vmm_is_seen_and_starts_again,
@@ -100,6 +102,8 @@ tried_as_vmm!(
         jail::a_link_in_a_jail_leads_nowhere,
         jail::an_interrupted_start_is_made_anew,
         jail::an_image_s_kernel_has_to_print,
-        jail::a_refusal_is_passed_on,
+        vmm::a_refusal_is_passed_on,
+        vmm::what_is_configured_is_what_runs,
+        vmm::snapshots_are_whole_though_only_changes_are_written,
     ]
 );

@@ -75,6 +75,18 @@ pub async fn a_clone_can_be_snapshotted(bed: &impl RealBed) {
     }
 }
 
+pub async fn a_snapshot_fits_what_is_said(bed: &impl RealBed) {
+    let (driver, spec) = (bed.driver(), bed.spec());
+    let said = driver.fits(&spec).await.unwrap().expect("several VMs start from one snapshot");
+    started(&driver, &spec).await;
+    let dest = bed.dir().join("snapshot");
+    driver.snapshot(spec.vm, &dest).await.unwrap();
+    let manifest: Value =
+        serde_json::from_slice(&fs::read(dest.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!(manifest["fits"], serde_json::to_value(said).unwrap());
+    driver.destroy(spec.vm).await.unwrap();
+}
+
 pub async fn a_damaged_snapshot_is_refused(bed: &impl RealBed) {
     let (driver, spec) = (bed.driver(), bed.spec());
     started(&driver, &spec).await;

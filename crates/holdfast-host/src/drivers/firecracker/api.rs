@@ -32,11 +32,12 @@ pub(super) struct BootSource {
     pub(super) boot_args: String,
 }
 
-/// Size of the machine.
-#[derive(Debug, Serialize)]
+/// Size of the machine, and whether it is remembered which pages changed.
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct MachineConfig {
     pub(super) vcpu_count: u8,
     pub(super) mem_size_mib: u32,
+    pub(super) track_dirty_pages: bool,
 }
 
 /// A disk.
@@ -118,6 +119,8 @@ pub(super) struct SnapshotCreate {
 pub(super) struct SnapshotLoad {
     pub(super) snapshot_path: &'static str,
     pub(super) mem_backend: MemoryBackend,
+    /// Changed pages are remembered: what is called `track_dirty_pages` at a boot.
+    pub(super) enable_diff_snapshots: bool,
     pub(super) resume_vm: bool,
 }
 
@@ -209,6 +212,14 @@ impl Connection {
 
     pub(super) async fn state(&mut self, state: &'static str) -> Result<()> {
         self.call(Method::PATCH, "/vm", Some(&VmState { state }), DEADLINE).await.map(drop)
+    }
+
+    /// How the machine is.
+    pub(super) async fn machine(&mut self) -> Result<MachineConfig> {
+        let path = "/machine-config";
+        let answer = self.call(Method::GET, path, None::<&()>, DEADLINE).await?;
+        serde_json::from_slice(&answer)
+            .map_err(|e| protocol(&format!("Firecracker's `GET {path}`"), &e))
     }
 
     async fn call<B: Serialize + Sync>(

@@ -12,7 +12,7 @@ use super::{
         NetworkInterface, RateLimiter, SnapshotLoad,
     },
     jail::{self, INITRAMFS, Jail, KERNEL, ROOT},
-    snapshot::Verified,
+    snapshot::{Base, Verified},
 };
 use crate::{
     disk,
@@ -42,6 +42,7 @@ impl FirecrackerDriver {
         if !self.host.begin_start(vm, &dir).await? {
             return Ok(());
         }
+        self.bases.forget(vm);
         let started = match from {
             StartFrom::Boot => self.boot(&dir, &spec).await,
             StartFrom::Snapshot(path) => match self.verified(&spec, path).await {
@@ -63,7 +64,11 @@ impl FirecrackerDriver {
         jail.show(&image.initramfs, INITRAMFS, true)?;
         let mut api = self.spawn(dir, spec, jail).await?;
 
-        let machine = MachineConfig { vcpu_count: spec.vcpus, mem_size_mib: spec.memory_mib };
+        let machine = MachineConfig {
+            vcpu_count: spec.vcpus,
+            mem_size_mib: spec.memory_mib,
+            track_dirty_pages: self.config.diff_snapshots,
+        };
         api.put("/machine-config", &machine).await?;
         let boot = BootSource {
             kernel_image_path: KERNEL,
@@ -98,7 +103,9 @@ impl FirecrackerDriver {
         let start = Action { action_type: "InstanceStart" };
         // Not asked afterwards how it is: a guest that ends while Firecracker works on a call leaves both
         // waiting for each other, and one that resets at once does that.
-        api.put_within("/actions", &start, START_DEADLINE).await
+        api.put_within("/actions", &start, START_DEADLINE).await?;
+        self.bases.set(spec.vm, Base::Zeros);
+        Ok(())
     }
 
     async fn restore(&self, dir: &VmDir, spec: &VmSpec, snapshot: &Arc<Verified>) -> Result<()> {
@@ -112,9 +119,14 @@ impl FirecrackerDriver {
         let load = SnapshotLoad {
             snapshot_path: DEVICES,
             mem_backend: MemoryBackend { backend_type: "File", backend_path: MEMORY },
+            enable_diff_snapshots: self.config.diff_snapshots,
             resume_vm: true,
         };
-        api.put_within("/snapshot/load", &load, START_DEADLINE).await
+        api.put_within("/snapshot/load", &load, START_DEADLINE).await?;
+        if self.config.diff_snapshots {
+            self.bases.set(spec.vm, Base::Snapshot(snapshot.base()?));
+        }
+        Ok(())
     }
 
     /// Makes the jail with the disks in it.

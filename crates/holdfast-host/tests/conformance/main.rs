@@ -70,6 +70,8 @@ macro_rules! tried_as_vmm {
                 real::a_process_without_a_directory_is_found,
                 real::a_missing_tap_is_said,
                 real::a_full_disk_is_said,
+                real::a_snapshot_that_has_no_room_leaves_nothing,
+                real::a_state_that_the_vmm_refuses_is_said,
                 real::a_console_is_cut_while_the_guest_writes,
                 real::another_instance_is_left_alone,
                 escape::a_vmm_has_no_privileges,
@@ -103,6 +105,7 @@ tried_as_vmm!(
         jail::an_interrupted_start_is_made_anew,
         jail::an_image_s_kernel_has_to_print,
         vmm::a_refusal_is_passed_on,
+        vmm::no_room_in_the_jail_is_said,
         vmm::what_is_configured_is_what_runs,
         vmm::snapshots_are_whole_though_only_changes_are_written,
     ]

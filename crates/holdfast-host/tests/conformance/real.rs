@@ -1,7 +1,8 @@
 //! Promises of drivers whose VMs are real processes.
 
 use std::{
-    fs, io::Write as _, os::unix::fs::FileExt as _, process::Command, sync::Arc, time::Duration,
+    fs, io::Write as _, os::unix::fs::FileExt as _, path::PathBuf, process::Command, sync::Arc,
+    time::Duration,
 };
 
 use holdfast_host::{
@@ -10,6 +11,7 @@ use holdfast_host::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use crate::{
     bed::RealBed,
@@ -238,23 +240,96 @@ pub async fn a_missing_tap_is_said(bed: &impl RealBed) {
     driver.destroy(spec.vm).await.unwrap();
 }
 
+/// A file system that is soon full.
+pub struct Small(pub PathBuf);
+
+impl Small {
+    pub fn mounted(bed: &impl RealBed, size: &str) -> Self {
+        let at = bed.dir().join("small");
+        fs::create_dir(&at).unwrap();
+        let options = ["-t", "tmpfs", "-o", size, "tmpfs"];
+        assert!(Command::new("mount").args(options).arg(&at).status().unwrap().success());
+        Self(at)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("-l").arg(&self.0).status();
+        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
+
 pub async fn a_full_disk_is_said(bed: &impl RealBed) {
-    let small = bed.dir().join("small");
-    fs::create_dir(&small).unwrap();
-    let target = small.to_str().unwrap();
-    let mounted =
-        Command::new("mount").args(["-t", "tmpfs", "-o", "size=128k", "tmpfs", target]).status();
-    assert!(mounted.unwrap().success());
-    let driver = bed.driver_at(&small.join("state"));
+    let small = Small::mounted(bed, "size=128k");
+    let driver = bed.driver_at(&small.0.join("state"));
     let spec = bed.spec();
     let full = driver.create(&spec).await.unwrap_err();
     let destroyed = driver.destroy(spec.vm).await;
     let left = driver.list().await;
-    drop(driver);
-    assert!(Command::new("umount").args(["-l", target]).status().unwrap().success());
+    drop((driver, small));
     assert!(matches!(full, DriverError::NoSpace { .. }), "{full}");
     destroyed.unwrap();
     assert_eq!(left.unwrap(), []);
+}
+
+pub async fn a_snapshot_that_has_no_room_leaves_nothing(bed: &impl RealBed) {
+    let (driver, spec) = (bed.driver(), bed.spec());
+    started(&driver, &spec).await;
+    let small = Small::mounted(bed, "size=64k");
+    let full = driver.snapshot(spec.vm, &small.0.join("snapshot")).await.unwrap_err();
+    assert!(matches!(full, DriverError::NoSpace { .. }), "{full}");
+    assert_eq!(fs::read_dir(&small.0).unwrap().count(), 0);
+    drop(small);
+    driver.resume(spec.vm).await.unwrap();
+    ticks(&driver, &spec).await;
+    // The next one is whole.
+    let dest = bed.dir().join("snapshot");
+    driver.snapshot(spec.vm, &dest).await.unwrap();
+    driver.stop(spec.vm, Stop::Force).await.unwrap();
+    driver.start(spec.vm, &StartFrom::Snapshot(dest)).await.unwrap();
+    ticks(&driver, &spec).await;
+    driver.destroy(spec.vm).await.unwrap();
+}
+
+/// What a manifest says of a file: docs of `holdfast_host::snapshot`.
+fn sum(content: &[u8]) -> String {
+    let mut hash = Sha256::new().chain_update((content.len() as u64).to_le_bytes());
+    for (number, chunk) in content.chunks(64 << 10).enumerate() {
+        if chunk.iter().any(|byte| *byte != 0) {
+            hash.update((number as u64 * (64 << 10)).to_le_bytes());
+            hash.update(chunk);
+        }
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub async fn a_state_that_the_vmm_refuses_is_said(bed: &impl RealBed) {
+    let (driver, spec) = (bed.driver(), bed.spec());
+    started(&driver, &spec).await;
+    let dest = bed.dir().join("snapshot");
+    driver.snapshot(spec.vm, &dest).await.unwrap();
+    driver.stop(spec.vm, Stop::Force).await.unwrap();
+    // Nobody's damage, as the checksums say, and no state either.
+    let mut state = fs::read(dest.join("devices.state")).unwrap();
+    state.fill(b'x');
+    fs::write(dest.join("devices.state"), &state).unwrap();
+    let manifest = dest.join("manifest.json");
+    let mut content: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+    let files = content["files"].as_array_mut().unwrap();
+    let entry = files.iter_mut().find(|file| file["name"] == "devices.state").unwrap();
+    entry["sum"] = sum(&state).into();
+    fs::write(&manifest, content.to_string()).unwrap();
+    let refused = driver.start(spec.vm, &StartFrom::Snapshot(dest)).await.unwrap_err();
+    assert!(
+        matches!(refused, DriverError::Exited { .. } | DriverError::Refused { .. }),
+        "{refused}"
+    );
+    let words = refused.to_string().to_lowercase();
+    assert!(["snapshot", "migration"].iter().any(|word| words.contains(word)), "{refused}");
+    assert_eq!(driver.inspect(spec.vm).await.unwrap().process, Process::NotStarted);
+    driver.start(spec.vm, &StartFrom::Boot).await.unwrap();
+    driver.destroy(spec.vm).await.unwrap();
 }
 
 pub async fn a_chatty_guest_does_not_fill_the_disk(bed: &impl RealBed) {

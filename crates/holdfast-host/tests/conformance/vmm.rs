@@ -15,9 +15,10 @@ use holdfast_host::driver::{Driver, DriverError, Process, StartFrom, VmSpec};
 use serde_json::{Value, json};
 
 use crate::{
-    bed::{Bed as _, FirecrackerBed},
+    bed::{Bed as _, FirecrackerBed, RealBed as _},
     jail::root,
     promises::{started, until},
+    real::Small,
 };
 
 /// What Firecracker answers, without the driver.
@@ -229,4 +230,19 @@ pub async fn a_refusal_is_passed_on(bed: &FirecrackerBed) {
         assert_eq!(driver.inspect(spec.vm).await.unwrap().process, Process::NotStarted);
         driver.destroy(spec.vm).await.unwrap();
     }
+}
+
+pub async fn no_room_in_the_jail_is_said(bed: &FirecrackerBed) {
+    // Less than the guest's memory, all of which Firecracker writes there.
+    let small = Small::mounted(bed, "size=32m");
+    let (driver, spec) = (bed.driver_at(&small.0.join("state")), bed.spec());
+    started(&driver, &spec).await;
+    let dest = bed.dir().join("snapshot");
+    let full = driver.snapshot(spec.vm, &dest).await.unwrap_err();
+    let resumed = driver.resume(spec.vm).await;
+    driver.destroy(spec.vm).await.unwrap();
+    drop((driver, small));
+    assert!(matches!(full, DriverError::NoSpace { .. }), "{full}");
+    assert!(!dest.exists());
+    resumed.unwrap();
 }

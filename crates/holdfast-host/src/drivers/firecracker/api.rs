@@ -23,6 +23,9 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(5);
 /// Largest answer that is read. They are some hundred bytes long.
 const ANSWER_LIMIT: usize = 64 << 10;
 
+/// How ENOSPC reads in its messages.
+const FULL: &str = "(os error 28)";
+
 /// What boots.
 #[derive(Debug, Serialize)]
 pub(super) struct BootSource {
@@ -280,6 +283,9 @@ impl Connection {
             Ok(fault) => fault.fault_message,
             Err(_) => format!("{status}: {}", String::from_utf8_lossy(&body)),
         };
+        if message.contains(FULL) {
+            return Err(DriverError::NoSpace { what: operation.to_owned() });
+        }
         Err(DriverError::Refused { operation: operation.to_owned(), message })
     }
 }

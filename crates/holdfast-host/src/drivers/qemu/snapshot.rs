@@ -14,7 +14,7 @@ use std::{
 };
 
 use holdfast_core::VmId;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstatvfs, memfd_create};
 use serde_json::json;
 
 use super::{QemuDriver, command::Memory, launch::fresh_memory, qmp::Qmp};
@@ -32,6 +32,9 @@ const BANDWIDTH: u64 = 64 << 30;
 /// Warm images in use at once, as a rule: the present one and the one before.
 const KEPT: usize = 2;
 const TEMPLATE: &str = "holdfast-template";
+const WRITING: &str = "writing the snapshot";
+/// What a device state's next piece may need, in bytes.
+const ROOM: u64 = 1 << 20;
 const SEALS: SealFlags =
     SealFlags::WRITE.union(SealFlags::GROW).union(SealFlags::SHRINK).union(SealFlags::SEAL);
 
@@ -60,7 +63,13 @@ impl QemuDriver {
         capability(&mut qmp, shared).await?;
         qmp.give("snapshot", &devices).await?;
         qmp.run("migrate", json!({ "uri": "fd:snapshot" })).await?;
-        migrated(&mut qmp, "writing the snapshot").await?;
+        migrated(&mut qmp, WRITING).await.map_err(|error| match error {
+            // Of a write that failed, QEMU says only that it did.
+            DriverError::Refused { .. } if is_full(&devices) => {
+                DriverError::NoSpace { what: WRITING.to_owned() }
+            }
+            other => other,
+        })?;
         let memory = if shared { Some(self.memory_of(&dir)?) } else { None };
         blocking(move || {
             let upper = File::open(dir.file(UPPER))
@@ -205,6 +214,10 @@ async fn capability(qmp: &mut Qmp, ignore_shared: bool) -> Result<()> {
     qmp.run("migrate-set-capabilities", json!({ "capabilities": capabilities })).await?;
     qmp.run("migrate-set-parameters", json!({ "max-bandwidth": BANDWIDTH })).await?;
     Ok(())
+}
+
+fn is_full(file: &File) -> bool {
+    fstatvfs(file).is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) < ROOM)
 }
 
 /// Waits for the end of a migration; QEMU tells when its state changes.

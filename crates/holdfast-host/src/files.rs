@@ -6,7 +6,9 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    panic::resume_unwind,
     path::{Path, PathBuf},
+    thread,
 };
 
 use rustix::fs::{OFlags, SeekFrom as Sparse, ioctl_ficlone, seek};
@@ -18,6 +20,17 @@ pub(crate) const CHUNK: usize = 64 * 1024;
 /// Syncs a directory, so that names made or removed in it survive a crash.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
+}
+
+/// Syncs files and directories at the same time: most of what each waits for, the others wait for too.
+pub(crate) fn sync_all(paths: &[PathBuf]) -> io::Result<()> {
+    let sync = |path: &PathBuf| File::open(path)?.sync_all();
+    thread::scope(|scope| {
+        let syncs: Vec<_> = paths.iter().map(|path| scope.spawn(move || sync(path))).collect();
+        // All have ended by the first failure that is answered.
+        let done: Vec<_> = syncs.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        done.into_iter().try_for_each(|done| done.unwrap_or_else(|panic| resume_unwind(panic)))
+    })
 }
 
 /// Writes a JSON file: to a temporary name, synced, renamed, directory synced.

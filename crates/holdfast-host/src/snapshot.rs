@@ -121,7 +121,7 @@ impl Draft {
             .map_err(|e| self.writing(e))
     }
 
-    /// Copies an open file into it, without its holes and zeros, summed up on the way and synced.
+    /// Copies an open file into it, without its holes and zeros, summed up on the way.
     pub fn copy(&self, from: &File, name: &str) -> Result<Entry> {
         let to = self.file(name)?;
         let copied = || {
@@ -133,28 +133,30 @@ impl Draft {
                 files::copy_chunks(from, &to, |offset, chunk| sum.add(offset, chunk))?;
                 sum.finish()
             };
-            to.sync_all()?;
             Ok(Entry { name: name.to_owned(), bytes, sum })
         };
         copied().map_err(|e| self.writing(e))
     }
 
-    /// Sums up and syncs a file in it that somebody else wrote.
+    /// Sums up a file in it that somebody else wrote.
     pub fn written(&self, name: &str) -> Result<Entry> {
         let written = || {
             let file = File::open(self.temporary.join(name))?;
             let sum = sum(&file, |_, _| Ok(()))?;
-            file.sync_all()?;
             Ok(Entry { name: name.to_owned(), bytes: file.metadata()?.len(), sum })
         };
         written().map_err(|e| self.writing(e))
     }
 
-    /// Gives it its name. The files are synced already.
+    /// Syncs it and gives it its name.
     pub fn finish(mut self, fits: Fits, files: Vec<Entry>) -> Result<()> {
         let done = (|| {
-            let manifest = Manifest { format: FORMAT, fits, files };
-            files::write_json(&self.temporary.join(MANIFEST), &manifest)?;
+            let mut paths: Vec<_> = files.iter().map(|f| self.temporary.join(&f.name)).collect();
+            let manifest = self.temporary.join(MANIFEST);
+            files::replace_json(&manifest, &Manifest { format: FORMAT, fits, files })?;
+            // The names in it, too.
+            paths.extend([manifest, self.temporary.clone()]);
+            files::sync_all(&paths)?;
             fs::rename(&self.temporary, &self.dest)?;
             files::sync_dir(self.dest.parent().unwrap_or(Path::new("/")))
         })();

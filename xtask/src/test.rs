@@ -13,6 +13,10 @@ use crate::{
     tools,
 };
 
+/// Environment variable: `1` runs the tests with real VMs on Firecracker alone, `0` never does. Else they run
+/// on it as well where it boots the image.
+const KVM: &str = "HOLDFAST_TEST_KVM";
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Run only these parts; may be given several times.
@@ -79,7 +83,20 @@ fn e2e(tally: &mut Tally, run: &Run, filter: Option<&str>) -> Result<()> {
     let agent = build::agent()?;
     let holdfast = build::holdfast(Profile::Dev)?;
     image::ensure(&holdfast, &agent)?;
-    nextest(tally, run, "end to end", "vm", filter, Some(&holdfast))
+    firecracker::ensure()?;
+    let asked = std::env::var(KVM).ok();
+    if asked.as_deref() != Some("1") {
+        nextest(tally, run, "end to end", "vm", filter, Some((&holdfast, "0")))?;
+    }
+    let also = match &asked {
+        Some(asked) => asked == "1",
+        None => firecracker::runs_the_image(&holdfast)?,
+    };
+    if also {
+        let name = "end to end, Firecracker";
+        nextest(tally, run, name, "vm", filter, Some((&holdfast, "1")))?;
+    }
+    Ok(())
 }
 
 /// Runs one profile of `.config/nextest.toml`.
@@ -89,7 +106,7 @@ fn nextest(
     name: &str,
     profile: &str,
     filter: Option<&str>,
-    holdfast: Option<&Path>,
+    real: Option<(&Path, &str)>,
 ) -> Result<()> {
     sh::say(&format!("tests: {name}"));
     let mut command = tools::nextest()?;
@@ -101,8 +118,8 @@ fn nextest(
     // What a failure says is a chain of sentences; where an error value was made adds nothing.
     command.env("HOLDFAST_CACHE_DIR", cache::cache_dir()?).env("RUST_LIB_BACKTRACE", "0");
     command.env("HOLDFAST_TEST_RUN", run.dir()).env("TMPDIR", run.temporary());
-    if let Some(holdfast) = holdfast {
-        command.env("HOLDFAST_TEST_BINARY", holdfast);
+    if let Some((holdfast, kvm)) = real {
+        command.env("HOLDFAST_TEST_BINARY", holdfast).env(KVM, kvm);
     }
     let report = cache::target_dir().join("nextest").join(profile).join("junit.xml");
     // A report of before must not be taken for this run's.

@@ -1,6 +1,9 @@
 //! Writable disks: sparse files with an empty ext4 labelled `hf-upper`.
 
-use std::{fs, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     command::Tool,
@@ -35,11 +38,36 @@ pub async fn make_upper(path: &Path, mib: u32) -> Result<()> {
 
 /// Replaces a disk; it has its name only once it is whole.
 pub(crate) fn replace(from: &fs::File, to: &Path) -> Result<()> {
-    let io = |source| DriverError::io(format!("copying the disk to {}", to.display()), source);
-    let temporary = to.with_extension("img.new");
-    let copy = fs::File::create(&temporary).map_err(io)?;
-    files::copy_sparse(from, &copy).map_err(io)?;
-    fs::rename(&temporary, to).map_err(io)
+    Replacement::begin(to)?.fill(from)
+}
+
+/// A disk that is to replace another. It can be shown before it is whole.
+pub(crate) struct Replacement {
+    pub(crate) file: fs::File,
+    temporary: PathBuf,
+    to: PathBuf,
+}
+
+impl Replacement {
+    /// An empty one.
+    pub(crate) fn begin(to: &Path) -> Result<Self> {
+        let temporary = to.with_extension("img.new");
+        let mut options = fs::File::options();
+        options.read(true).write(true).create(true).truncate(true);
+        let file = options.open(&temporary).map_err(|e| Self::failed(to, e))?;
+        Ok(Self { file, temporary, to: to.to_owned() })
+    }
+
+    /// Fills it and gives it its name.
+    pub(crate) fn fill(self, from: &fs::File) -> Result<()> {
+        files::copy_sparse(from, &self.file)
+            .and_then(|()| fs::rename(&self.temporary, &self.to))
+            .map_err(|e| Self::failed(&self.to, e))
+    }
+
+    fn failed(to: &Path, source: io::Error) -> DriverError {
+        DriverError::io(format!("copying the disk to {}", to.display()), source)
+    }
 }
 
 #[cfg(test)]

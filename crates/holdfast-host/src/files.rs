@@ -6,7 +6,9 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
-    path::Path,
+    panic::resume_unwind,
+    path::{Path, PathBuf},
+    thread,
 };
 
 use rustix::fs::{OFlags, SeekFrom as Sparse, ioctl_ficlone, seek};
@@ -20,9 +22,34 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
+/// Syncs files and directories at the same time: most of what each waits for, the others wait for too.
+pub(crate) fn sync_all(paths: &[PathBuf]) -> io::Result<()> {
+    let sync = |path: &PathBuf| File::open(path)?.sync_all();
+    thread::scope(|scope| {
+        let syncs: Vec<_> = paths.iter().map(|path| scope.spawn(move || sync(path))).collect();
+        // All have ended by the first failure that is answered.
+        let done: Vec<_> = syncs.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        done.into_iter().try_for_each(|done| done.unwrap_or_else(|panic| resume_unwind(panic)))
+    })
+}
+
 /// Writes a JSON file: to a temporary name, synced, renamed, directory synced.
 pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let (file, temporary) = temporary_json(path, value)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    sync_dir(dir)
+}
+
+/// Writes a JSON file that survives the death of this process but not that of the machine, for what says
+/// nothing once the machine was started again.
+pub(crate) fn replace_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    let (_, temporary) = temporary_json(path, value)?;
+    fs::rename(&temporary, path)
+}
+
+fn temporary_json<T: Serialize>(path: &Path, value: &T) -> io::Result<(File, PathBuf)> {
     let temporary = path.with_extension("json.new");
     let mut file = OpenOptions::new()
         .write(true)
@@ -32,16 +59,7 @@ pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()>
         .custom_flags(OFlags::NOFOLLOW.bits() as i32)
         .open(&temporary)?;
     file.write_all(&serde_json::to_vec_pretty(value)?)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    sync_dir(dir)
-}
-
-/// Writes a JSON file that survives the death of this process but not that of the machine.
-pub(crate) fn replace_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
-    let temporary = path.with_extension("json.new");
-    fs::write(&temporary, serde_json::to_vec_pretty(value)?)?;
-    fs::rename(&temporary, path)
+    Ok((file, temporary))
 }
 
 /// Reads a JSON file; `None` when there is none.
@@ -83,8 +101,20 @@ pub(crate) fn copy_sparse(from: &File, to: &File) -> io::Result<()> {
     if ioctl_ficlone(to, from).is_ok() {
         return Ok(());
     }
+    copy_chunks(from, to, |_, _| {})
+}
+
+/// Copies every chunk that is not all zeros, showing it to `visit`. `to` is empty.
+pub(crate) fn copy_chunks(
+    from: &File,
+    to: &File,
+    mut visit: impl FnMut(u64, &[u8]),
+) -> io::Result<()> {
     to.set_len(from.metadata()?.len())?;
-    each_chunk(from, |offset, chunk| to.write_all_at(chunk, offset))
+    each_chunk(from, |offset, chunk| {
+        visit(offset, chunk);
+        to.write_all_at(chunk, offset)
+    })
 }
 
 /// Calls `visit` with offset and content of every chunk that is not all zeros.
@@ -108,13 +138,20 @@ pub(crate) fn each_chunk(
             let wanted = CHUNK.min((length - offset) as usize);
             let chunk = &mut buffer[..wanted];
             from.read_exact_at(chunk, offset)?;
-            if chunk.iter().any(|byte| *byte != 0) {
+            if !is_zero(chunk) {
                 visit(offset, chunk)?;
             }
             offset += wanted as u64;
         }
     }
     Ok(())
+}
+
+/// Most of a guest's memory is zeros, so this is what copying it costs: compared page by page, which the
+/// C library does many bytes at a time.
+fn is_zero(chunk: &[u8]) -> bool {
+    static ZEROS: [u8; 4096] = [0; 4096];
+    chunk.chunks(ZEROS.len()).all(|page| *page == ZEROS[..page.len()])
 }
 
 #[cfg(test)]

@@ -161,16 +161,22 @@ impl Host {
         namespace::open(vm).map(Arc::new)
     }
 
+    /// Fails when the VM has no tap device.
+    pub async fn check_tap(&self, vm: VmId) -> Result<()> {
+        if namespace::has_link(&self.namespace(vm)?, net::TAP).await? {
+            return Ok(());
+        }
+        Err(DriverError::Refused {
+            operation: format!("opening the network device of VM {vm}"),
+            message: "there is none; connect the VM again".to_owned(),
+        })
+    }
+
     /// The tap device of a VM, attached and open, for a VMM that must not open it itself.
     pub async fn open_tap(&self, vm: VmId) -> Result<Handed> {
-        let inside = self.namespace(vm)?;
         // Attaching would make a device that is not there, without its rules.
-        if !namespace::has_link(&inside, net::TAP).await? {
-            return Err(DriverError::Refused {
-                operation: format!("opening the network device of VM {vm}"),
-                message: "there is none; connect the VM again".to_owned(),
-            });
-        }
+        self.check_tap(vm).await?;
+        let inside = self.namespace(vm)?;
         let operation = "opening the network device of a VM";
         let tap = namespace::run(&inside, operation, || process::open_tap(net::TAP)).await?;
         Handed::new(&tap).map_err(|e| DriverError::io(operation, e))

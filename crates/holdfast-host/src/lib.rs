@@ -17,6 +17,7 @@ pub mod host;
 mod image;
 mod launch;
 pub mod net;
+mod news;
 mod presence;
 pub mod process;
 pub mod registry;

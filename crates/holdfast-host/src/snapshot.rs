@@ -11,6 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::fs::ioctl_ficlone;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -79,8 +80,9 @@ struct Manifest {
     files: Vec<Entry>,
 }
 
+/// A file of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Entry {
+pub struct Entry {
     name: String,
     bytes: u64,
     sum: String,
@@ -119,28 +121,42 @@ impl Draft {
             .map_err(|e| self.writing(e))
     }
 
-    /// Copies an open file into it, without its holes.
-    pub fn copy(&self, from: &File, name: &str) -> Result<()> {
+    /// Copies an open file into it, without its holes and zeros, summed up on the way.
+    pub fn copy(&self, from: &File, name: &str) -> Result<Entry> {
         let to = self.file(name)?;
-        files::copy_sparse(from, &to).map_err(|e| self.writing(e))
+        let copied = || {
+            let bytes = from.metadata()?.len();
+            let sum = if ioctl_ficlone(&to, from).is_ok() {
+                sum(&to, |_, _| Ok(()))?
+            } else {
+                let mut sum = Sum::of(bytes);
+                files::copy_chunks(from, &to, |offset, chunk| sum.add(offset, chunk))?;
+                sum.finish()
+            };
+            Ok(Entry { name: name.to_owned(), bytes, sum })
+        };
+        copied().map_err(|e| self.writing(e))
     }
 
-    /// Sums up and syncs what was written, and gives it its name.
-    pub fn finish(mut self, fits: Fits, names: &[&str]) -> Result<()> {
+    /// Sums up a file in it that somebody else wrote.
+    pub fn written(&self, name: &str) -> Result<Entry> {
+        let written = || {
+            let file = File::open(self.temporary.join(name))?;
+            let sum = sum(&file, |_, _| Ok(()))?;
+            Ok(Entry { name: name.to_owned(), bytes: file.metadata()?.len(), sum })
+        };
+        written().map_err(|e| self.writing(e))
+    }
+
+    /// Syncs it and gives it its name.
+    pub fn finish(mut self, fits: Fits, files: Vec<Entry>) -> Result<()> {
         let done = (|| {
-            let mut entries = Vec::new();
-            for name in names {
-                let file = File::open(self.temporary.join(name))?;
-                let sum = sum(&file, |_, _| Ok(()))?;
-                file.sync_all()?;
-                entries.push(Entry {
-                    name: (*name).to_owned(),
-                    bytes: file.metadata()?.len(),
-                    sum,
-                });
-            }
-            let manifest = Manifest { format: FORMAT, fits, files: entries };
-            files::write_json(&self.temporary.join(MANIFEST), &manifest)?;
+            let mut paths: Vec<_> = files.iter().map(|f| self.temporary.join(&f.name)).collect();
+            let manifest = self.temporary.join(MANIFEST);
+            files::replace_json(&manifest, &Manifest { format: FORMAT, fits, files })?;
+            // The names in it, too.
+            paths.extend([manifest, self.temporary.clone()]);
+            files::sync_all(&paths)?;
             fs::rename(&self.temporary, &self.dest)?;
             files::sync_dir(self.dest.parent().unwrap_or(Path::new("/")))
         })();
@@ -315,24 +331,40 @@ fn partial_of(dest: &Path, name: &str) -> PathBuf {
 }
 
 /// Checksum of a file's length and of its chunks that are not zeros, so that holes cost nothing.
+struct Sum(Sha256);
+
+impl Sum {
+    fn of(bytes: u64) -> Self {
+        Self(Sha256::new().chain_update(bytes.to_le_bytes()))
+    }
+
+    fn add(&mut self, offset: u64, chunk: &[u8]) {
+        self.0.update(offset.to_le_bytes());
+        self.0.update(chunk);
+    }
+
+    fn finish(self) -> String {
+        self.0.finalize().iter().fold(String::new(), |mut hex, byte| {
+            use std::fmt::Write as _;
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+    }
+}
+
 fn sum(file: &File, mut visit: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<String> {
-    let mut hash = Sha256::new();
-    hash.update(file.metadata()?.len().to_le_bytes());
+    let mut sum = Sum::of(file.metadata()?.len());
     files::each_chunk(file, |offset, chunk| {
-        hash.update(offset.to_le_bytes());
-        hash.update(chunk);
+        sum.add(offset, chunk);
         visit(offset, chunk)
     })?;
-    Ok(hash.finalize().iter().fold(String::new(), |mut hex, byte| {
-        use std::fmt::Write as _;
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    }))
+    Ok(sum.finish())
 }
 
 fn refused(path: &Path, why: &str) -> DriverError {
     DriverError::Snapshot { path: path.display().to_string(), why: why.to_owned() }
 }
+
 /// Gives a VM that does not run the disk of a snapshot.
 pub(crate) async fn take_disk(dir: &VmDir, spec: &VmSpec, path: &Path) -> Result<()> {
     let (snapshot, to) = (Snapshot::open_disk(path, spec)?, dir.file(UPPER));

@@ -10,6 +10,10 @@ use std::{fs, io, path::Path};
 pub const BANNER: &str = "holdfast tiny guest\n";
 /// Where it is loaded and entered: 16 MiB, where Linux is.
 const BASE: u64 = 0x100_0000;
+/// Where it writes to its memory: another page at each tick, and then again.
+const WRITTEN: u32 = 0x200_0000;
+const PAGE: u32 = 4096;
+const PAGES: u32 = 16;
 /// I/O port of the first serial port.
 const SERIAL: u32 = 0x3f8;
 /// Counts of the time stamp counter between two ticks: some hundredths of a second, however fast the
@@ -19,7 +23,7 @@ const TICK: u32 = 1 << 26;
 /// What the guest does after its banner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Then {
-    /// Prints a dot now and then, for ever.
+    /// Prints a dot and writes to its memory now and then, for ever.
     Tick,
     /// Prints as fast as it can, for ever.
     Flood,
@@ -88,7 +92,13 @@ fn code(then: Then) -> Vec<u8> {
             jump_back(&mut code, 0xeb, begin); // jmp
         }
         Then::Tick => {
+            code.push(0xbf); // mov edi, WRITTEN
+            code.extend_from_slice(&WRITTEN.to_le_bytes());
             let begin = code.len();
+            code.extend_from_slice(&[0xff, 0x07, 0x81, 0xc7]); // inc dword [edi]; add edi,
+            code.extend_from_slice(&PAGE.to_le_bytes());
+            code.extend_from_slice(&[0x81, 0xe7]); // and edi,
+            code.extend_from_slice(&(WRITTEN | ((PAGES - 1) * PAGE)).to_le_bytes());
             code.extend_from_slice(&[0x0f, 0x31, 0x89, 0xc1]); // rdtsc; mov ecx, eax
             let wait = code.len();
             code.extend_from_slice(&[0x0f, 0x31, 0x29, 0xc8, 0x3d]); // rdtsc; sub eax, ecx; cmp eax,

@@ -159,6 +159,9 @@ pub struct FirecrackerSettings {
     pub disk_bytes_per_second: u64,
     /// Bytes per second that a guest sends, and that it receives; 0 is no limit.
     pub network_bytes_per_second: u64,
+    /// Of a guest's memory, a checkpoint makes Firecracker write only what changed. Remembering that slows
+    /// the guest down.
+    pub diff_snapshots: bool,
 }
 
 /// What guests may reach; see docs/configuration.md.
@@ -286,6 +289,7 @@ impl Config {
             download_dir: found.download_dir,
             disk_bytes_per_second: limit(given.disk_bytes_per_second),
             network_bytes_per_second: limit(given.network_bytes_per_second),
+            diff_snapshots: given.diff_snapshots,
         }
     }
 

@@ -242,3 +242,97 @@ impl Verdicts {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::FirecrackerSettings;
+
+    fn config(dir: &Path, driver: DriverChoice) -> Config {
+        Config {
+            state_dir: dir.join("state"),
+            cache_dir: dir.join("cache"),
+            driver,
+            ..Config::default()
+        }
+    }
+
+    async fn chosen(config: &Config) -> (Arc<dyn Driver>, Verdict) {
+        let dir = StateDir::lock(&config.state_dir).unwrap();
+        let (driver, mut watch) =
+            choose(config, &dir, &BTreeSet::new(), &mut |_| {}).await.unwrap();
+        let settled = watch.wait_for(|verdict| verdict.usable.is_some()).await.unwrap().clone();
+        (driver, settled)
+    }
+
+    #[tokio::test]
+    async fn a_good_verdict_is_kept_until_what_it_depends_on_is_another() {
+        let home = tempfile::tempdir().unwrap();
+        let config = config(home.path(), DriverChoice::Sim);
+        let driver = open_driver(&config, "sim").unwrap();
+        let dir = StateDir::lock(&config.state_dir).unwrap();
+        let probe = probe(driver.as_ref(), &dir).await;
+        assert!(probe.usable);
+        let kept: serde_json::Value =
+            serde_json::from_str(&dir.read(VERDICTS).unwrap().unwrap()).unwrap();
+        let evidence =
+            |text: &serde_json::Value| text["probes"]["sim"]["probe"]["evidence"].clone();
+        assert_eq!(evidence(&kept), probe.evidence);
+
+        // What is answered, once this is what was kept.
+        let answered = async |change: &dyn Fn(&mut serde_json::Value)| {
+            let mut kept = kept.clone();
+            kept["probes"]["sim"]["probe"]["evidence"] = "kept".into();
+            change(&mut kept);
+            dir.write(VERDICTS, &kept.to_string()).unwrap();
+            super::probe(driver.as_ref(), &dir).await.evidence
+        };
+        assert_eq!(answered(&|_| {}).await, "kept");
+        let of_others: [&dyn Fn(&mut serde_json::Value); 5] = [
+            &|kept| kept["bootId"] = "another boot".into(),
+            &|kept| kept["version"] = "another server".into(),
+            &|kept| kept["probes"]["sim"]["key"] = "another kernel, VMM or image".into(),
+            &|kept| kept["probes"]["sim"]["probe"]["usable"] = false.into(),
+            &|kept| *kept = "nothing that can be understood".into(),
+        ];
+        for change in of_others {
+            assert_eq!(answered(change).await, probe.evidence);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_asked_for_and_cannot_run_is_said_with_what_to_do() {
+        let home = tempfile::tempdir().unwrap();
+        let nowhere = home.path().join("nowhere");
+        let settings = FirecrackerSettings {
+            program: nowhere.clone(),
+            jailer: nowhere.clone(),
+            ..FirecrackerSettings::default()
+        };
+        let config =
+            Config { firecracker: settings, ..config(home.path(), DriverChoice::Firecracker) };
+        let (driver, verdict) = chosen(&config).await;
+        assert_eq!((driver.name(), verdict.usable), ("firecracker", Some(false)));
+        let said = verdict.reason;
+        for part in ["the configuration asks for it", &nowhere.display().to_string(), "curl -fsSL"]
+        {
+            assert!(said.contains(part), "`{part}` is missing: {said}");
+        }
+        // It is tried again at the next start: what was wrong may have been put right.
+        let dir = StateDir::lock(&config.state_dir).unwrap();
+        assert_eq!(dir.read(VERDICTS).unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn vms_that_run_keep_their_driver() {
+        let home = tempfile::tempdir().unwrap();
+        let config = config(home.path(), DriverChoice::Sim);
+        let dir = StateDir::lock(&config.state_dir).unwrap();
+        let in_use = BTreeSet::from(["qemu".to_owned()]);
+        let refused = choose(&config, &dir, &in_use, &mut |_| {}).await.err().unwrap();
+        assert!(refused.to_string().contains("driver = \"qemu\""), "{refused}");
+    }
+}

@@ -32,9 +32,18 @@ pub struct Options {
     pub env: Vec<(String, String)>,
 }
 
+/// Environment variable: `1` where KVM runs the image, so that real VMs are Firecracker's.
+const KVM: &str = "HOLDFAST_TEST_KVM";
+
+/// The driver of tests with real VMs.
+pub fn real_driver() -> &'static str {
+    let kvm = std::env::var_os(KVM).is_some_and(|value| value == "1");
+    if kvm { "firecracker" } else { "qemu" }
+}
+
 impl Default for Options {
     fn default() -> Self {
-        Self { driver: "qemu".to_owned(), config: String::new(), env: Vec::new() }
+        Self { driver: real_driver().to_owned(), config: String::new(), env: Vec::new() }
     }
 }
 

@@ -343,12 +343,9 @@ async fn probe(config: &Config, name: &'static str) -> Check {
                 .filter(|version| !probe.evidence.contains(version.as_str()))
                 .map(|version| format!("{version}: "))
                 .unwrap_or_default();
-            let detail = format!(
-                "{version}{} ({speed} hardware virtualisation)",
-                probe.evidence.trim_end_matches('.')
-            );
+            let detail = format!("{version}{}", probe.evidence.trim_end_matches('.'));
             if probe.usable {
-                ok(name, detail)
+                ok(name, format!("{detail} ({speed} hardware virtualisation)"))
             } else {
                 let remedy = probe.remedy.unwrap_or_else(|| help(name).to_owned());
                 fail(name, detail, remedy)

@@ -16,6 +16,11 @@ use super::Limits;
 use crate::driver::{DriverError, Result};
 
 const ROOT: &str = "/sys/fs/cgroup";
+/// Takes a process with all its threads.
+const WHOLE: &str = "cgroup.procs";
+/// Takes a thread. A single one that moves itself waits for nobody; the kernel lets a whole process move
+/// only while no other one on the machine forks or ends, and waits some 15 ms for that.
+const SINGLE: &str = "tasks";
 /// Most threads and processes of a VMM.
 const PIDS: u32 = 256;
 /// An empty group can be removed at once; one whose last process just died, a moment later.
@@ -25,6 +30,7 @@ const REMOVE_DEADLINE: Duration = Duration::from_secs(5);
 struct Hierarchy {
     root: PathBuf,
     settings: Settings,
+    entrance: &'static str,
 }
 
 /// File names and values for given limits.
@@ -35,6 +41,7 @@ fn hierarchies() -> Vec<Hierarchy> {
     if fs::read_to_string(root.join("cgroup.controllers")).is_ok_and(|c| c.contains("memory")) {
         return vec![Hierarchy {
             root: root.to_owned(),
+            entrance: WHOLE,
             settings: |limits| {
                 vec![
                     ("memory.max", (limits.memory_mib << 20).to_string()),
@@ -51,8 +58,8 @@ fn hierarchies() -> Vec<Hierarchy> {
     ];
     version_1
         .into_iter()
-        .map(|(name, settings)| Hierarchy { root: root.join(name), settings })
-        .filter(|hierarchy| hierarchy.root.join("cgroup.procs").exists())
+        .map(|(name, settings)| Hierarchy { root: root.join(name), entrance: SINGLE, settings })
+        .filter(|hierarchy| hierarchy.root.join(SINGLE).exists())
         .collect()
 }
 
@@ -60,7 +67,7 @@ fn parent(hierarchy: &Hierarchy, instance: &str) -> PathBuf {
     hierarchy.root.join(format!("holdfast-{instance}"))
 }
 
-/// Makes the VM's groups and answers the files through which a process enters them. A hierarchy that
+/// Makes the VM's groups and answers the files through which a process of one thread enters them. A hierarchy that
 /// does not take the limits is left out: the VM runs without them, and the log says so.
 pub(super) fn make(instance: &str, vm: VmId, limits: Limits) -> Vec<File> {
     let mut entrances = Vec::new();
@@ -90,7 +97,7 @@ fn enter(hierarchy: &Hierarchy, instance: &str, vm: VmId, limits: Limits) -> io:
     for (file, value) in (hierarchy.settings)(limits) {
         fs::write(group.join(file), value)?;
     }
-    File::options().write(true).open(group.join("cgroup.procs"))
+    File::options().write(true).open(group.join(hierarchy.entrance))
 }
 
 /// Removes the VM's groups; they need not be there. No process may be in them.

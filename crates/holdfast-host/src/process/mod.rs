@@ -2,7 +2,8 @@
 //! ended on evidence alone.
 //!
 //! `process.json` is written twice: before the fork (without a pid) and after. A crash between the two
-//! leaves a process that nobody recorded; it is found by the mark in its environment. The VM's
+//! leaves a process that nobody recorded; it is found by the mark in its environment. No process outlives
+//! the machine's own crash, so nothing of this is synced. The VM's
 //! directory is locked from before the fork until the child has become the VMM, so that nobody looks
 //! for it in between.
 
@@ -10,6 +11,7 @@ mod cgroup;
 mod identity;
 mod spawn;
 mod trial;
+mod view;
 
 use std::{
     collections::HashMap,
@@ -41,6 +43,7 @@ pub use self::{
     identity::{Alive, Identity},
     spawn::{Handed, Limits, Mount, Vmm},
     trial::{Trial, trial},
+    view::View,
 };
 use crate::{
     driver::{DriverError, Process, Result},
@@ -97,7 +100,7 @@ impl Processes {
             File::options().create(true).append(true).open(dir.file(VMM_LOG)).map_err(error)?;
         files::remove_if_there(&dir.file(EXIT)).map_err(error)?;
         let record = Record { identity: None, note: note.to_owned(), at: Timestamp::now() };
-        files::write_json(&dir.file(RECORD), &record).map_err(error)?;
+        files::replace_json(&dir.file(RECORD), &record).map_err(error)?;
         let (instance, path) = (self.instance.clone(), dir.path().to_owned());
         let program = vmm.program.display().to_string();
         let (mut child, identity) = tokio::task::spawn_blocking(move || {
@@ -106,7 +109,7 @@ impl Processes {
             let child = spawn::spawn(vmm, vm, &instance, log)?;
             let identity = Identity::of(child.id() as i32)?;
             let record = Record { identity: Some(identity.clone()), ..record };
-            files::write_json(&path.join(RECORD), &record)?;
+            files::replace_json(&path.join(RECORD), &record)?;
             Ok::<_, io::Error>((child, identity))
         })
         .await
@@ -130,7 +133,7 @@ impl Processes {
                 Err(error) => format!("its end could not be read: {error}"),
             };
             // The directory may be gone by now, and the evidence with it.
-            let _ = files::write_json(&exit, &Exit { identity: of, why: why.clone() });
+            let _ = files::replace_json(&exit, &Exit { identity: of, why: why.clone() });
             let _ = sender.send(Some(why));
         });
         Ok(identity)
@@ -175,7 +178,7 @@ impl Processes {
                     identity::marked(&self.instance)?.into_iter().find(|(vm, _)| *vm == dir.id());
                 if let Some((_, identity)) = &found {
                     let record = Record { identity: Some(identity.clone()), ..record };
-                    files::write_json(&dir.file(RECORD), &record)?;
+                    files::replace_json(&dir.file(RECORD), &record)?;
                 }
                 Ok(found.map(|(_, identity)| identity))
             }

@@ -17,23 +17,34 @@ use std::{
 use holdfast_core::VmId;
 use rustix::{
     fs::{Gid, Mode, OFlags, Uid, open},
-    io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd, write},
+    io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd, write},
     mount::{
         MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change,
         mount_remount, move_mount, open_tree,
     },
     process::{Resource, Rlimit, setrlimit, setsid},
     thread::{
-        LinkNameSpaceType, UnshareFlags, move_into_link_name_space, set_no_new_privs,
-        set_thread_groups, set_thread_res_gid, set_thread_res_uid, unshare_unsafe,
+        CapabilitySet, LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
+        remove_capability_from_bounding_set, set_no_new_privs, set_thread_groups,
+        set_thread_res_gid, set_thread_res_uid, unshare_unsafe,
     },
 };
 
-use super::{cgroup, identity::MARK};
+use super::{View, cgroup, identity::MARK};
 
 /// Handed descriptors get numbers from here on, out of the way of what the standard library uses
 /// between fork and exec.
 const FIRST_HANDED: RawFd = 64;
+
+/// What a VMM needs that shuts itself in: devices, mounts and another root, and another user.
+const JAILERS: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SYS_ADMIN)
+    .union(CapabilitySet::SYS_CHROOT);
 
 /// Most open files of a VMM.
 pub(crate) const OPEN_FILES: u64 = 1024;
@@ -48,6 +59,8 @@ pub struct Vmm {
     pub handed: Vec<Handed>,
     /// Files that only it sees at these places.
     pub mounts: Vec<Mount>,
+    /// All that it sees; `None` for a VMM that shuts itself in.
+    pub view: Option<View>,
     /// Where its standard output goes, for a VMM that prints the guest's console there; to its log
     /// when there is none.
     pub stdout: Option<File>,
@@ -136,7 +149,7 @@ pub(super) fn spawn(vmm: Vmm, vm: VmId, instance: &str, log: File) -> io::Result
         .stdin(Stdio::null())
         .stdout(vmm.stdout.map_or_else(|| log.try_clone(), Ok)?)
         .stderr(log);
-    let Vmm { handed, mounts, namespace, user, limits, .. } = vmm;
+    let Vmm { handed, mounts, view, namespace, user, limits, .. } = vmm;
     let user = user.map(|(id, further)| {
         let further: Vec<Gid> = further.into_iter().map(Gid::from_raw).collect();
         (Uid::from_raw(id), Gid::from_raw(id), further)
@@ -166,6 +179,10 @@ pub(super) fn spawn(vmm: Vmm, vm: VmId, instance: &str, log: File) -> io::Result
         limit(Resource::Core, 0)?;
         limit(Resource::Nofile, OPEN_FILES)?;
         limit(Resource::Fsize, limits.file_bytes)?;
+        if let Some(view) = &view {
+            view.enter()?;
+        }
+        give_up(if user.is_some() { CapabilitySet::empty() } else { JAILERS })?;
         if let Some((uid, gid, further)) = &user {
             set_thread_groups(further)?;
             set_thread_res_gid(*gid, *gid, *gid)?;
@@ -192,6 +209,22 @@ pub(super) fn spawn(vmm: Vmm, vm: VmId, instance: &str, log: File) -> io::Result
     // allocates nor locks.
     unsafe { command.pre_exec(become_vmm) };
     command.spawn()
+}
+
+/// Takes capabilities out of the reach of this process and of all that it becomes.
+fn give_up(but: CapabilitySet) -> io::Result<()> {
+    for bit in 0..u64::BITS {
+        let capability = CapabilitySet::from_bits_retain(1 << bit);
+        if but.contains(capability) {
+            continue;
+        }
+        match remove_capability_from_bounding_set(capability) {
+            // The kernel knows no further ones.
+            Err(Errno::INVAL) => break,
+            removed => removed?,
+        }
+    }
+    Ok(())
 }
 
 /// Opens the tap device of a namespace for a VMM that cannot do so itself. Runs inside the namespace.

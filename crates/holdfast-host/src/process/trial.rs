@@ -4,16 +4,16 @@ use std::{
     fs::{self, File},
     io,
     path::Path,
+    process::Child,
     time::{Duration, Instant},
 };
 
 use holdfast_core::VmId;
+use rustix::process::{PidfdFlags, pidfd_open};
 use uuid::Uuid;
 
-use super::{Vmm, cgroup, spawn};
-
-/// How often the output is looked at.
-const LOOK: Duration = Duration::from_millis(10);
+use super::{Vmm, cgroup, pid, spawn, wait_readable};
+use crate::news::News;
 
 /// What came of a trial.
 #[derive(Debug, Clone)]
@@ -53,17 +53,34 @@ pub async fn trial(vmm: Vmm, log: &Path, wanted: &str, deadline: Duration) -> io
         let spawned = tokio::task::spawn_blocking(move || spawn::spawn(vmm, vm, &instance, file));
         spawned.await.map_err(io::Error::other)??
     };
-    let outcome = loop {
-        let ended = child.try_wait()?.is_some();
-        let output = String::from_utf8_lossy(&fs::read(log)?).into_owned();
-        let passed = output.contains(wanted);
-        if passed || ended || began.elapsed() > deadline {
-            break Trial { passed, took: began.elapsed(), output };
-        }
-        tokio::time::sleep(LOOK).await;
-    };
+    let watched = watch(&child, log, wanted, deadline).await;
+    let took = began.elapsed();
     child.kill()?;
     tokio::task::spawn_blocking(move || child.wait()).await.map_err(io::Error::other)??;
     cgroup::remove(&instance, vm).await.map_err(io::Error::other)?;
-    Ok(outcome)
+    let output = String::from_utf8_lossy(&fs::read(log)?).into_owned();
+    watched.map(|passed| Trial { passed, took, output })
+}
+
+/// Whether the child printed what is wanted before it ended, and before the deadline.
+async fn watch(child: &Child, log: &Path, wanted: &str, deadline: Duration) -> io::Result<bool> {
+    let news = News::of_writes_to(log)?;
+    let end = wait_readable(pidfd_open(pid(child.id() as i32)?, PidfdFlags::NONBLOCK)?);
+    let deadline = tokio::time::sleep(deadline);
+    tokio::pin!(end, deadline);
+    let mut over = false;
+    loop {
+        if String::from_utf8_lossy(&fs::read(log)?).contains(wanted) {
+            return Ok(true);
+        }
+        if over {
+            return Ok(false);
+        }
+        // What it printed last is looked at once more.
+        tokio::select! {
+            written = news.next() => written?,
+            ended = &mut end => over = ended.map(|()| true)?,
+            () = &mut deadline => over = true,
+        }
+    }
 }

@@ -193,6 +193,14 @@ impl FirecrackerBed {
     fn state(&self) -> PathBuf {
         self.dir.path().join("state")
     }
+
+    /// A driver on the same state directory that is configured otherwise.
+    pub fn driver_with(&self, change: impl FnOnce(&mut FirecrackerConfig)) -> Arc<dyn Driver> {
+        let mut programs = programs();
+        change(&mut programs);
+        let config = config(self.dir.path(), &self.state());
+        Arc::new(FirecrackerDriver::open(config, programs).unwrap())
+    }
 }
 
 /// The programs that `cargo xtask test` fetches.

@@ -3,7 +3,7 @@
 use std::{fs, os::unix::net::UnixListener, path::PathBuf, sync::mpsc, time::Duration};
 
 use holdfast_host::{
-    driver::{Driver as _, DriverError, Process, StartFrom, Stop},
+    driver::{Driver as _, DriverError, StartFrom, Stop},
     drivers::firecracker::FirecrackerDriver,
     host::HostConfig,
 };
@@ -13,7 +13,7 @@ use crate::{
     promises::{pid, started},
 };
 
-fn root(bed: &FirecrackerBed, vm: holdfast_core::VmId) -> PathBuf {
+pub fn root(bed: &FirecrackerBed, vm: holdfast_core::VmId) -> PathBuf {
     let host = bed.host();
     let id = format!("{}-{vm}", host.state().instance());
     host.dir(vm).file("jail").join("firecracker").join(id).join("root")
@@ -110,17 +110,4 @@ pub async fn an_image_s_kernel_has_to_print(bed: &FirecrackerBed) {
     assert!(verdict.remedy.unwrap().contains("QEMU"));
     let other = bed.driver().probe_key().await;
     assert_ne!(driver.probe_key().await, other, "a verdict depends on the image");
-}
-
-pub async fn a_refusal_is_passed_on(bed: &FirecrackerBed) {
-    let (driver, mut spec) = (bed.driver(), bed.spec());
-    // More processors than Firecracker takes.
-    spec.vcpus = 33;
-    driver.create(&spec).await.unwrap();
-    driver.connect(spec.vm).await.unwrap();
-    let refused = driver.start(spec.vm, &StartFrom::Boot).await.unwrap_err();
-    let DriverError::Refused { operation, message } = &refused else { panic!("{refused}") };
-    assert!(operation.contains("/machine-config") && message.contains("vCPU"), "{refused}");
-    assert_eq!(driver.inspect(spec.vm).await.unwrap().process, Process::NotStarted);
-    driver.destroy(spec.vm).await.unwrap();
 }

@@ -4,10 +4,13 @@
 
 mod bed;
 mod census;
+mod escape;
+mod inside;
 mod jail;
 mod orphans;
 mod promises;
 mod real;
+mod vmm;
 
 /// One test per promise and driver.
 macro_rules! tried_with {
@@ -56,6 +59,7 @@ macro_rules! tried_as_vmm {
             [
                 real::clones_go_on_where_the_snapshot_was,
                 real::a_clone_can_be_snapshotted,
+                real::a_snapshot_fits_what_is_said,
                 real::a_damaged_snapshot_is_refused,
                 real::an_unusable_image_is_refused,
                 real::a_killed_vmm_is_seen_and_starts_again,
@@ -66,9 +70,17 @@ macro_rules! tried_as_vmm {
                 real::a_process_without_a_directory_is_found,
                 real::a_missing_tap_is_said,
                 real::a_full_disk_is_said,
+                real::a_snapshot_that_has_no_room_leaves_nothing,
+                real::a_state_that_the_vmm_refuses_is_said,
                 real::a_console_is_cut_while_the_guest_writes,
                 real::another_instance_is_left_alone,
-                real::the_vmm_has_no_privileges,
+                escape::a_vmm_has_no_privileges,
+                escape::a_vmm_holds_nothing_of_the_host_s,
+                escape::a_vmm_has_its_own_network_alone,
+                escape::a_vmm_is_in_groups_of_its_own,
+                escape::nothing_is_reached_from_inside,
+                escape::no_more_threads_than_allowed,
+                escape::no_more_memory_than_allowed,
                 real::a_dial_into_a_silent_guest_has_a_deadline,
                 orphans::whatever_is_left_is_found,
                 orphans::what_cannot_be_read_goes_too,
@@ -92,6 +104,9 @@ tried_as_vmm!(
         jail::a_link_in_a_jail_leads_nowhere,
         jail::an_interrupted_start_is_made_anew,
         jail::an_image_s_kernel_has_to_print,
-        jail::a_refusal_is_passed_on,
+        vmm::a_refusal_is_passed_on,
+        vmm::no_room_in_the_jail_is_said,
+        vmm::what_is_configured_is_what_runs,
+        vmm::snapshots_are_whole_though_only_changes_are_written,
     ]
 );

@@ -1,7 +1,8 @@
 //! Promises of drivers whose VMs are real processes.
 
 use std::{
-    fs, io::Write as _, os::unix::fs::FileExt as _, process::Command, sync::Arc, time::Duration,
+    fs, io::Write as _, os::unix::fs::FileExt as _, path::PathBuf, process::Command, sync::Arc,
+    time::Duration,
 };
 
 use holdfast_host::{
@@ -10,6 +11,7 @@ use holdfast_host::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use crate::{
     bed::RealBed,
@@ -73,6 +75,18 @@ pub async fn a_clone_can_be_snapshotted(bed: &impl RealBed) {
         ticks(&driver, &clone).await;
         driver.destroy(clone.vm).await.unwrap();
     }
+}
+
+pub async fn a_snapshot_fits_what_is_said(bed: &impl RealBed) {
+    let (driver, spec) = (bed.driver(), bed.spec());
+    let said = driver.fits(&spec).await.unwrap().expect("several VMs start from one snapshot");
+    started(&driver, &spec).await;
+    let dest = bed.dir().join("snapshot");
+    driver.snapshot(spec.vm, &dest).await.unwrap();
+    let manifest: Value =
+        serde_json::from_slice(&fs::read(dest.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!(manifest["fits"], serde_json::to_value(said).unwrap());
+    driver.destroy(spec.vm).await.unwrap();
 }
 
 pub async fn a_damaged_snapshot_is_refused(bed: &impl RealBed) {
@@ -226,23 +240,96 @@ pub async fn a_missing_tap_is_said(bed: &impl RealBed) {
     driver.destroy(spec.vm).await.unwrap();
 }
 
+/// A file system that is soon full.
+pub struct Small(pub PathBuf);
+
+impl Small {
+    pub fn mounted(bed: &impl RealBed, size: &str) -> Self {
+        let at = bed.dir().join("small");
+        fs::create_dir(&at).unwrap();
+        let options = ["-t", "tmpfs", "-o", size, "tmpfs"];
+        assert!(Command::new("mount").args(options).arg(&at).status().unwrap().success());
+        Self(at)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg("-l").arg(&self.0).status();
+        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
+
 pub async fn a_full_disk_is_said(bed: &impl RealBed) {
-    let small = bed.dir().join("small");
-    fs::create_dir(&small).unwrap();
-    let target = small.to_str().unwrap();
-    let mounted =
-        Command::new("mount").args(["-t", "tmpfs", "-o", "size=128k", "tmpfs", target]).status();
-    assert!(mounted.unwrap().success());
-    let driver = bed.driver_at(&small.join("state"));
+    let small = Small::mounted(bed, "size=128k");
+    let driver = bed.driver_at(&small.0.join("state"));
     let spec = bed.spec();
     let full = driver.create(&spec).await.unwrap_err();
     let destroyed = driver.destroy(spec.vm).await;
     let left = driver.list().await;
-    drop(driver);
-    assert!(Command::new("umount").args(["-l", target]).status().unwrap().success());
+    drop((driver, small));
     assert!(matches!(full, DriverError::NoSpace { .. }), "{full}");
     destroyed.unwrap();
     assert_eq!(left.unwrap(), []);
+}
+
+pub async fn a_snapshot_that_has_no_room_leaves_nothing(bed: &impl RealBed) {
+    let (driver, spec) = (bed.driver(), bed.spec());
+    started(&driver, &spec).await;
+    let small = Small::mounted(bed, "size=64k");
+    let full = driver.snapshot(spec.vm, &small.0.join("snapshot")).await.unwrap_err();
+    assert!(matches!(full, DriverError::NoSpace { .. }), "{full}");
+    assert_eq!(fs::read_dir(&small.0).unwrap().count(), 0);
+    drop(small);
+    driver.resume(spec.vm).await.unwrap();
+    ticks(&driver, &spec).await;
+    // The next one is whole.
+    let dest = bed.dir().join("snapshot");
+    driver.snapshot(spec.vm, &dest).await.unwrap();
+    driver.stop(spec.vm, Stop::Force).await.unwrap();
+    driver.start(spec.vm, &StartFrom::Snapshot(dest)).await.unwrap();
+    ticks(&driver, &spec).await;
+    driver.destroy(spec.vm).await.unwrap();
+}
+
+/// What a manifest says of a file: docs of `holdfast_host::snapshot`.
+fn sum(content: &[u8]) -> String {
+    let mut hash = Sha256::new().chain_update((content.len() as u64).to_le_bytes());
+    for (number, chunk) in content.chunks(64 << 10).enumerate() {
+        if chunk.iter().any(|byte| *byte != 0) {
+            hash.update((number as u64 * (64 << 10)).to_le_bytes());
+            hash.update(chunk);
+        }
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub async fn a_state_that_the_vmm_refuses_is_said(bed: &impl RealBed) {
+    let (driver, spec) = (bed.driver(), bed.spec());
+    started(&driver, &spec).await;
+    let dest = bed.dir().join("snapshot");
+    driver.snapshot(spec.vm, &dest).await.unwrap();
+    driver.stop(spec.vm, Stop::Force).await.unwrap();
+    // Nobody's damage, as the checksums say, and no state either.
+    let mut state = fs::read(dest.join("devices.state")).unwrap();
+    state.fill(b'x');
+    fs::write(dest.join("devices.state"), &state).unwrap();
+    let manifest = dest.join("manifest.json");
+    let mut content: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+    let files = content["files"].as_array_mut().unwrap();
+    let entry = files.iter_mut().find(|file| file["name"] == "devices.state").unwrap();
+    entry["sum"] = sum(&state).into();
+    fs::write(&manifest, content.to_string()).unwrap();
+    let refused = driver.start(spec.vm, &StartFrom::Snapshot(dest)).await.unwrap_err();
+    assert!(
+        matches!(refused, DriverError::Exited { .. } | DriverError::Refused { .. }),
+        "{refused}"
+    );
+    let words = refused.to_string().to_lowercase();
+    assert!(["snapshot", "migration"].iter().any(|word| words.contains(word)), "{refused}");
+    assert_eq!(driver.inspect(spec.vm).await.unwrap().process, Process::NotStarted);
+    driver.start(spec.vm, &StartFrom::Boot).await.unwrap();
+    driver.destroy(spec.vm).await.unwrap();
 }
 
 pub async fn a_chatty_guest_does_not_fill_the_disk(bed: &impl RealBed) {
@@ -308,51 +395,6 @@ pub async fn another_instance_is_left_alone(bed: &impl RealBed) {
     assert_ne!(ours.address, Some(address));
     other.destroy(theirs.vm).await.unwrap();
     ticks(&driver, &spec).await;
-    driver.destroy(spec.vm).await.unwrap();
-}
-
-pub async fn the_vmm_has_no_privileges(bed: &impl RealBed) {
-    let (driver, spec) = (bed.driver(), bed.spec());
-    started(&driver, &spec).await;
-    let pid = pid(&driver, spec.vm).await;
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let field = |name: &str| {
-        let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-        line.split_whitespace().skip(1).map(str::to_owned).collect::<Vec<_>>()
-    };
-    assert!(field("Uid:").iter().all(|uid| uid.parse::<u32>().unwrap() >= 200_000));
-    assert!(field("Gid:").iter().all(|gid| gid.parse::<u32>().unwrap() >= 200_000));
-    assert_eq!(field("CapEff:"), ["0000000000000000"]);
-    assert_eq!(field("NoNewPrivs:"), ["1"]);
-    assert_eq!(field("Seccomp:"), ["2"]);
-    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
-    assert!(
-        limits.lines().any(|l| l.starts_with("Max core file size") && l.contains(" 0 ")),
-        "{limits}"
-    );
-    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-    let own = format!("holdfast-{}/{}", bed.host().state().instance(), spec.vm);
-    let writable = fs::metadata("/sys/fs/cgroup/memory").is_ok_and(|m| !m.permissions().readonly());
-    if writable {
-        assert!(groups.lines().any(|l| l.contains(":memory:") && l.contains(&own)), "{groups}");
-        let limit = format!("/sys/fs/cgroup/memory/{own}/memory.limit_in_bytes");
-        let limit: u64 = fs::read_to_string(limit).unwrap().trim().parse().unwrap();
-        assert!(limit >> 20 > 256 && limit >> 20 < 2048, "{limit}");
-    }
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let session = stat.rsplit_once(") ").unwrap().1.split(' ').nth(3).unwrap().to_owned();
-    assert_eq!(session, pid.to_string(), "it is not in a session of its own");
-    let root = bed.host().state().root().to_owned();
-    let open: Vec<_> = fs::read_dir(format!("/proc/{pid}/fd"))
-        .unwrap()
-        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
-        .filter(|path| path.starts_with(&root))
-        .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
-        .collect();
-    assert!(
-        open.iter().all(|name| ["upper.img", "serial.log", "vmm.log"].contains(&name.as_str())),
-        "{open:?}"
-    );
     driver.destroy(spec.vm).await.unwrap();
 }
 

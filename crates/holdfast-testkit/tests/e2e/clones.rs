@@ -10,7 +10,10 @@ use holdfast_agent_api::{ClaimRequest, ScreenSize};
 use holdfast_core::{Screen, VmId};
 use holdfast_host::{
     driver::{Driver, EgressPolicy, StartFrom, VmSpec},
-    drivers::qemu::QemuDriver,
+    drivers::{
+        firecracker::{FirecrackerConfig, FirecrackerDriver},
+        qemu::QemuDriver,
+    },
     guest::AgentClient,
     host::HostConfig,
 };
@@ -18,7 +21,7 @@ use holdfast_server::ImageLibrary;
 use holdfast_testkit::{
     api::Api,
     page::Page,
-    process::{Options, ServerProcess},
+    process::{Options, ServerProcess, real_driver},
     tls::Hellos,
     wait,
 };
@@ -282,10 +285,14 @@ async fn twins_whose_browser_goes_on_are_found() -> Result<()> {
     let dir = tempfile::Builder::new().prefix("holdfast-test-").tempdir()?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
     std::fs::set_permissions(dir.path(), mode)?;
-    let images = ImageLibrary::new(&holdfast_server::config::default_cache_dir());
+    let cache = holdfast_server::config::default_cache_dir();
+    let images = ImageLibrary::new(&cache);
     let image = holdfast_control::ImageSource::current(&images).map_err(anyhow::Error::msg)?;
-    let driver: Arc<dyn Driver> =
-        Arc::new(QemuDriver::open(HostConfig::new(dir.path().join("state")))?);
+    let host = HostConfig::new(dir.path().join("state"));
+    let driver: Arc<dyn Driver> = match real_driver() {
+        "firecracker" => Arc::new(FirecrackerDriver::open(host, FirecrackerConfig::find(&cache))?),
+        _ => Arc::new(QemuDriver::open(host)?),
+    };
     let spec = VmSpec {
         vm: VmId::from_uuid(Uuid::now_v7()),
         image,

@@ -23,7 +23,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(30);
 /// A viewer of a desktop.
 pub(crate) type Desktop = Viewer<DuplexStream>;
 
-/// A server that runs VMs with QEMU.
+/// A server that runs real VMs.
 pub(crate) async fn server() -> Result<ServerProcess> {
     ServerProcess::start(Options::default()).await
 }
@@ -94,11 +94,11 @@ pub(crate) fn vmm(server: &mut ServerProcess) -> Result<rustix::process::Pid> {
     let own = server.pid();
     let found = server.scope.take(own).into_iter().find_map(|found| match found {
         holdfast_testkit::census::Found::Process(pid, command)
-            if command.contains("qemu-system") =>
+            if ["qemu-system", "firecracker"].iter().any(|vmm| command.contains(vmm)) =>
         {
             rustix::process::Pid::from_raw(pid)
         }
         _ => None,
     });
-    found.context("no QEMU process belongs to this server")
+    found.context("no VMM belongs to this server")
 }

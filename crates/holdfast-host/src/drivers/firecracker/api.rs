@@ -1,13 +1,15 @@
-//! Firecracker's API, as much of it as is used here: HTTP over a Unix socket in the VM's jail. Every
-//! call has a connection of its own and a deadline, so a hung one never blocks another.
+//! Firecracker's API, as much of it as is used here: HTTP over a Unix socket in the VM's jail. Every call
+//! has a deadline. Those of a start share a connection; any other has one of its own, so a hung one never
+//! blocks another.
 //!
 //! Types follow src/firecracker/swagger/firecracker.yaml of version 1.12.
 
-use std::{fs::File, io, os::fd::AsRawFd as _, path::Path, time::Duration};
+use std::{fs::File, io, os::fd::AsRawFd as _, path::Path, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, header};
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
@@ -21,6 +23,9 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(5);
 /// Largest answer that is read. They are some hundred bytes long.
 const ANSWER_LIMIT: usize = 64 << 10;
 
+/// How ENOSPC reads in its messages.
+const FULL: &str = "(os error 28)";
+
 /// What boots.
 #[derive(Debug, Serialize)]
 pub(super) struct BootSource {
@@ -30,11 +35,12 @@ pub(super) struct BootSource {
     pub(super) boot_args: String,
 }
 
-/// Size of the machine.
-#[derive(Debug, Serialize)]
+/// Size of the machine, and whether it is remembered which pages changed.
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct MachineConfig {
     pub(super) vcpu_count: u8,
     pub(super) mem_size_mib: u32,
+    pub(super) track_dirty_pages: bool,
 }
 
 /// A disk.
@@ -116,6 +122,8 @@ pub(super) struct SnapshotCreate {
 pub(super) struct SnapshotLoad {
     pub(super) snapshot_path: &'static str,
     pub(super) mem_backend: MemoryBackend,
+    /// Changed pages are remembered: what is called `track_dirty_pages` at a boot.
+    pub(super) enable_diff_snapshots: bool,
     pub(super) resume_vm: bool,
 }
 
@@ -151,18 +159,9 @@ impl<'a> Api<'a> {
         Self { root }
     }
 
-    /// The jail.
-    pub(super) fn root(&self) -> &'a Path {
-        self.root
-    }
-
-    /// Whether it answers at all.
-    pub(super) async fn answers(&self) -> Result<()> {
-        self.call(Method::GET, "/", None::<&()>, DEADLINE).await.map(drop)
-    }
-
+    /// One call on a connection of its own.
     pub(super) async fn put<B: Serialize + Sync>(&self, path: &str, body: &B) -> Result<()> {
-        self.call(Method::PUT, path, Some(body), DEADLINE).await.map(drop)
+        self.put_within(path, body, DEADLINE).await
     }
 
     pub(super) async fn put_within<B: Serialize + Sync>(
@@ -171,15 +170,63 @@ impl<'a> Api<'a> {
         body: &B,
         deadline: Duration,
     ) -> Result<()> {
-        self.call(Method::PUT, path, Some(body), deadline).await.map(drop)
+        self.connect().await?.put_within(path, body, deadline).await
     }
 
     pub(super) async fn state(&self, state: &'static str) -> Result<()> {
+        self.connect().await?.state(state).await
+    }
+
+    /// A connection for several calls, one after the other.
+    pub(super) async fn connect(&self) -> Result<Connection> {
+        let connecting = "connecting to Firecracker's socket";
+        let connect = async {
+            let stream = connect(self.root).await.map_err(|e| DriverError::io(connecting, e))?;
+            let shake = http1::handshake(TokioIo::new(stream));
+            let (sender, driven) = shake.await.map_err(|e| broke(connecting, e))?;
+            Ok(Connection { sender, driven: Box::pin(driven) })
+        };
+        tokio::time::timeout(DEADLINE, connect).await.unwrap_or_else(|_| {
+            Err(DriverError::Timeout { operation: connecting.to_owned(), after: DEADLINE })
+        })
+    }
+}
+
+/// An open connection. Of no further use after a call that failed.
+pub(super) struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    /// Driven beside each call and dropped with this, so no task outlives it.
+    driven: Pin<Box<http1::Connection<TokioIo<UnixStream>, Full<Bytes>>>>,
+}
+
+impl Connection {
+    pub(super) async fn put<B: Serialize + Sync>(&mut self, path: &str, body: &B) -> Result<()> {
+        self.put_within(path, body, DEADLINE).await
+    }
+
+    pub(super) async fn put_within<B: Serialize + Sync>(
+        &mut self,
+        path: &str,
+        body: &B,
+        deadline: Duration,
+    ) -> Result<()> {
+        self.call(Method::PUT, path, Some(body), deadline).await.map(drop)
+    }
+
+    pub(super) async fn state(&mut self, state: &'static str) -> Result<()> {
         self.call(Method::PATCH, "/vm", Some(&VmState { state }), DEADLINE).await.map(drop)
     }
 
+    /// How the machine is.
+    pub(super) async fn machine(&mut self) -> Result<MachineConfig> {
+        let path = "/machine-config";
+        let answer = self.call(Method::GET, path, None::<&()>, DEADLINE).await?;
+        serde_json::from_slice(&answer)
+            .map_err(|e| protocol(&format!("Firecracker's `GET {path}`"), &e))
+    }
+
     async fn call<B: Serialize + Sync>(
-        &self,
+        &mut self,
         method: Method,
         path: &str,
         body: Option<&B>,
@@ -193,7 +240,7 @@ impl<'a> Api<'a> {
     }
 
     async fn exchange<B: Serialize + Sync>(
-        &self,
+        &mut self,
         operation: &str,
         method: Method,
         path: &str,
@@ -211,25 +258,21 @@ impl<'a> Api<'a> {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body)))
             .map_err(|e| protocol(operation, &e))?;
-        let stream = connect(self.root)
-            .await
-            .map_err(|e| DriverError::io("connecting to Firecracker's socket", e))?;
-        let broke = |error: hyper::Error| DriverError::io(operation, io::Error::other(error));
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
-        // Driven beside the request and dropped with it, so no task outlives the call.
+        let Self { sender, driven } = self;
         let answer = async {
+            let broke = |error| broke(operation, error);
+            sender.ready().await.map_err(broke)?;
             let response = sender.send_request(request).await.map_err(broke)?;
             let status = response.status();
             let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await;
             let body = body.map_err(|e| DriverError::io(operation, io::Error::other(e)))?;
             Ok((status, body.to_bytes()))
         };
-        tokio::pin!(answer, connection);
+        tokio::pin!(answer);
         let (status, body) = tokio::select! {
             answer = &mut answer => answer?,
-            ended = &mut connection => {
-                ended.map_err(broke)?;
+            ended = driven.as_mut() => {
+                ended.map_err(|e| broke(operation, e))?;
                 answer.await?
             }
         };
@@ -240,6 +283,9 @@ impl<'a> Api<'a> {
             Ok(fault) => fault.fault_message,
             Err(_) => format!("{status}: {}", String::from_utf8_lossy(&body)),
         };
+        if message.contains(FULL) {
+            return Err(DriverError::NoSpace { what: operation.to_owned() });
+        }
         Err(DriverError::Refused { operation: operation.to_owned(), message })
     }
 }
@@ -250,6 +296,10 @@ async fn connect(root: &Path) -> io::Result<UnixStream> {
     let root = File::open(root)?;
     let socket = jail::open_beneath(&root, jail::SOCKET, OFlags::PATH)?;
     UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd())).await
+}
+
+fn broke(operation: &str, error: hyper::Error) -> DriverError {
+    DriverError::io(operation, io::Error::other(error))
 }
 
 fn protocol(operation: &str, error: &dyn std::error::Error) -> DriverError {

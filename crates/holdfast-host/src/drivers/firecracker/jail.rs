@@ -102,6 +102,7 @@ impl Jail {
             args: args.chain(more.iter().copied()).map(str::to_owned).collect(),
             handed: Vec::new(),
             mounts: self.mounts,
+            view: None,
             stdout: None,
             namespace: None,
             user: None,
@@ -121,6 +122,16 @@ pub(super) fn open_beneath(root: &impl AsFd, name: &str, flags: OFlags) -> io::R
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     Ok(openat2(root, name, flags, Mode::empty(), resolve)?.into())
+}
+
+/// Makes a file of the VMM's own, in a directory that it may have replaced.
+pub(super) fn create_beneath(root: &Path, name: &str, uid: u32) -> io::Result<File> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR;
+    let file = File::from(openat2(&File::open(root)?, name, flags, mode, resolve)?);
+    std::os::unix::fs::fchown(&file, Some(uid), Some(uid))?;
+    Ok(file)
 }
 
 /// Opens a plain file that a VMM wrote.

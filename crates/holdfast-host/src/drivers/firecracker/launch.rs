@@ -1,32 +1,32 @@
 //! Starts a VMM in its jail and waits until it runs the guest.
 
 use std::{
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     io,
-    os::{fd::OwnedFd, unix::fs::OpenOptionsExt as _},
-    path::Path,
+    os::unix::fs::OpenOptionsExt as _,
     sync::Arc,
     time::Duration,
 };
 
 use holdfast_core::VmId;
-use rustix::fs::{OFlags, inotify};
+use rustix::fs::OFlags;
 
 use super::{
     FirecrackerDriver, JAIL,
     api::{
-        Action, Api, Balloon, BootSource, Drive, Entropy, MachineConfig, MemoryBackend,
+        Action, Api, Balloon, BootSource, Connection, Drive, Entropy, MachineConfig, MemoryBackend,
         NetworkInterface, RateLimiter, SnapshotLoad,
     },
     jail::{self, INITRAMFS, Jail, KERNEL, ROOT},
-    snapshot::Verified,
+    snapshot::{Base, Verified},
 };
 use crate::{
-    disk,
+    disk::Replacement,
     driver::{DriverError, Result, StartFrom, VmSpec},
     image::Image,
     net::{GATEWAY, GUEST, GUEST_MAC, TAP},
-    process::{self, Limits, Vmm, wait_readable},
+    news::News,
+    process::{self, Limits, Vmm},
     snapshot::{DEVICES, MEMORY, blocking, take_disk},
     statedir::{SERIAL, UPPER, VmDir},
 };
@@ -48,6 +48,7 @@ impl FirecrackerDriver {
         if !self.host.begin_start(vm, &dir).await? {
             return Ok(());
         }
+        self.bases.forget(vm);
         let started = match from {
             StartFrom::Boot => self.boot(&dir, &spec).await,
             StartFrom::Snapshot(path) => match self.verified(&spec, path).await {
@@ -64,14 +65,22 @@ impl FirecrackerDriver {
 
     async fn boot(&self, dir: &VmDir, spec: &VmSpec) -> Result<()> {
         let image = Image::open(&spec.image)?;
-        let mut jail = self.jail(dir, spec, &image)?;
+        let upper = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+            .open(dir.file(UPPER))
+            .map_err(|e| preparing(spec.vm, e))?;
+        let mut jail = self.jail(dir, spec, &image, &upper)?;
         jail.show(&image.kernel, KERNEL, true)?;
         jail.show(&image.initramfs, INITRAMFS, true)?;
-        let root = jail.root().to_owned();
-        let api = Api::of(&root);
-        self.spawn(dir, spec, jail, &api).await?;
+        let mut api = self.spawn(dir, spec, jail).await?;
 
-        let machine = MachineConfig { vcpu_count: spec.vcpus, mem_size_mib: spec.memory_mib };
+        let machine = MachineConfig {
+            vcpu_count: spec.vcpus,
+            mem_size_mib: spec.memory_mib,
+            track_dirty_pages: self.config.diff_snapshots,
+        };
         api.put("/machine-config", &machine).await?;
         let boot = BootSource {
             kernel_image_path: KERNEL,
@@ -106,56 +115,59 @@ impl FirecrackerDriver {
         let start = Action { action_type: "InstanceStart" };
         // Not asked afterwards how it is: a guest that ends while Firecracker works on a call leaves both
         // waiting for each other, and one that resets at once does that.
-        api.put_within("/actions", &start, START_DEADLINE).await
+        api.put_within("/actions", &start, START_DEADLINE).await?;
+        self.bases.set(spec.vm, Base::Zeros);
+        Ok(())
     }
 
     async fn restore(&self, dir: &VmDir, spec: &VmSpec, snapshot: &Arc<Verified>) -> Result<()> {
-        let (from, to) = (Arc::clone(snapshot), dir.file(UPPER));
-        blocking(move || disk::replace(&from.upper, &to)).await?;
         let image = Image::open(&spec.image)?;
-        let mut jail = self.jail(dir, spec, &image)?;
+        let upper = Replacement::begin(&dir.file(UPPER))?;
+        let mut jail = self.jail(dir, spec, &image, &upper.file)?;
         jail.show(&snapshot.devices, DEVICES, true)?;
         jail.show(&snapshot.memory, MEMORY, true)?;
-        let root = jail.root().to_owned();
-        let api = Api::of(&root);
-        self.spawn(dir, spec, jail, &api).await?;
+        // Firecracker reads nothing of its disks before it loads the snapshot.
+        let from = Arc::clone(snapshot);
+        let filled = blocking(move || upper.fill(&from.upper));
+        let (filled, api) = tokio::join!(filled, self.spawn(dir, spec, jail));
+        let mut api = api?;
+        filled?;
         let load = SnapshotLoad {
             snapshot_path: DEVICES,
             mem_backend: MemoryBackend { backend_type: "File", backend_path: MEMORY },
+            enable_diff_snapshots: self.config.diff_snapshots,
             resume_vm: true,
         };
-        api.put_within("/snapshot/load", &load, START_DEADLINE).await
+        api.put_within("/snapshot/load", &load, START_DEADLINE).await?;
+        if self.config.diff_snapshots {
+            self.bases.set(spec.vm, Base::Snapshot(snapshot.base()?));
+        }
+        Ok(())
     }
 
     /// Makes the jail with the disks in it.
-    fn jail(&self, dir: &VmDir, spec: &VmSpec, image: &Image) -> Result<Jail> {
-        let io = |source| DriverError::io(format!("preparing the VMM of VM {}", spec.vm), source);
+    fn jail(&self, dir: &VmDir, spec: &VmSpec, image: &Image, upper: &File) -> Result<Jail> {
         let uid = self.host.uid(&self.host.lease(spec.vm)?);
         let id = process::name_of(self.host.state().instance(), spec.vm);
         let mut jail = Jail::of(&self.config, dir.file(JAIL), id, uid);
         jail.make()?;
         jail.show(&image.root, ROOT, true)?;
-        let upper = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(OFlags::NOFOLLOW.bits() as i32)
-            .open(dir.file(UPPER))
-            .map_err(io)?;
-        std::os::unix::fs::fchown(&upper, Some(uid), Some(uid)).map_err(io)?;
-        jail.show(&upper, UPPER, false)?;
+        std::os::unix::fs::fchown(upper, Some(uid), Some(uid))
+            .map_err(|e| preparing(spec.vm, e))?;
+        jail.show(upper, UPPER, false)?;
         for own in [jail::LOG, jail::METRICS] {
             jail.put(own, b"")?;
         }
         Ok(jail)
     }
 
-    /// Starts the VMM and waits until it answers.
-    async fn spawn(&self, dir: &VmDir, spec: &VmSpec, jail: Jail, api: &Api<'_>) -> Result<()> {
+    /// Starts the VMM and waits until it can be talked to.
+    async fn spawn(&self, dir: &VmDir, spec: &VmSpec, jail: Jail) -> Result<Connection> {
         let vm = spec.vm;
-        let io = |source| DriverError::io(format!("preparing the VMM of VM {vm}"), source);
+        let io = |source| preparing(vm, source);
         let version = self.version().await?;
         // Firecracker would make a device that is not there, without its rules, were it allowed to.
-        drop(self.host.open_tap(vm).await?);
+        self.host.check_tap(vm).await?;
         let serial = OpenOptions::new()
             .create(true)
             .append(true)
@@ -171,34 +183,35 @@ impl FirecrackerDriver {
         };
         let own = ["--log-path", jail::LOG, "--level", "Warn", "--metrics-path", jail::METRICS];
         let args: Vec<&str> = ["--api-sock", jail::SOCKET].into_iter().chain(own).collect();
+        let root = jail.root().to_owned();
         let vmm = Vmm {
             stdout: Some(serial),
             namespace: Some(self.host.namespace(vm)?),
             ..jail.vmm(&self.config, &args, limits)
         };
+        // Asked for before anything can happen.
+        let names = News::of_names_in(&root).map_err(io)?;
         self.host.processes().spawn(dir, vmm, &version).await?;
-        let answers = async {
+        let connected = async {
             loop {
-                // Watched before it is looked for, so nothing falls between the two.
-                let news = watch(api.root()).map_err(io)?;
-                match api.answers().await {
+                match Api::of(&root).connect().await {
                     Err(DriverError::Io { source, .. })
                         if source.kind() == io::ErrorKind::NotFound =>
                     {
-                        wait_readable(news).await.map_err(io)?;
+                        names.next().await.map_err(io)?;
                     }
                     Err(DriverError::Io { source, .. })
                         if source.kind() == io::ErrorKind::ConnectionRefused =>
                     {
                         tokio::time::sleep(LISTENING).await;
                     }
-                    answer => break answer,
+                    connection => break connection,
                 }
             }
         };
         tokio::select! {
             exit = self.host.wait_exit(vm) => Err(DriverError::Exited { vm, why: exit? }),
-            answer = tokio::time::timeout(READY_DEADLINE, answers) => answer.unwrap_or_else(|_| {
+            ready = tokio::time::timeout(READY_DEADLINE, connected) => ready.unwrap_or_else(|_| {
                 let operation = format!("the VMM of VM {vm}");
                 Err(DriverError::Timeout { operation, after: READY_DEADLINE })
             }),
@@ -206,12 +219,8 @@ impl FirecrackerDriver {
     }
 }
 
-/// Can be read once something is made in this directory.
-fn watch(dir: &Path) -> io::Result<OwnedFd> {
-    let news = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-    let what = inotify::WatchFlags::CREATE | inotify::WatchFlags::ONLYDIR;
-    inotify::add_watch(&news, dir, what | inotify::WatchFlags::DONT_FOLLOW)?;
-    Ok(news)
+fn preparing(vm: VmId, source: io::Error) -> DriverError {
+    DriverError::io(format!("preparing the VMM of VM {vm}"), source)
 }
 
 /// Firecracker has no PCI, resets through the keyboard controller, and describes its devices by ACPI.

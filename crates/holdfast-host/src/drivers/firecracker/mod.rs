@@ -37,6 +37,7 @@ use crate::{
     host::{Host, HostConfig},
     image::Image,
     process,
+    snapshot::Fits,
 };
 
 /// Directory of a VM that holds its jail.
@@ -52,6 +53,7 @@ pub struct FirecrackerDriver {
     config: FirecrackerConfig,
     version: tokio::sync::Mutex<Option<(Stamp, String)>>,
     snapshots: tokio::sync::Mutex<Vec<Arc<snapshot::Verified>>>,
+    bases: snapshot::Bases,
     /// Its end is told to what runs beside it.
     _alive: oneshot::Sender<Infallible>,
 }
@@ -67,6 +69,7 @@ impl FirecrackerDriver {
             config,
             version: tokio::sync::Mutex::default(),
             snapshots: tokio::sync::Mutex::default(),
+            bases: snapshot::Bases::default(),
             _alive: alive,
         })
     }
@@ -192,6 +195,10 @@ impl Driver for FirecrackerDriver {
         self.take_snapshot(vm, dest).await
     }
 
+    async fn fits(&self, spec: &VmSpec) -> Result<Option<Fits>> {
+        Ok(Some(Fits::new(self.version().await?, spec)))
+    }
+
     async fn discard_snapshot(&self, path: &Path) -> Result<()> {
         // An open file would go on taking its space.
         self.snapshots.lock().await.retain(|kept| !kept.is_of(path));
@@ -208,11 +215,13 @@ impl Driver for FirecrackerDriver {
             // What does not end by itself is killed below.
             let _ = self.host.processes().ended_within(&self.host.dir(vm), patience).await;
         }
+        self.bases.forget(vm);
         self.host.kill(vm).await
     }
 
     async fn destroy(&self, vm: VmId) -> Result<()> {
         let _lock = self.host.lock(vm).await;
+        self.bases.forget(vm);
         self.host.destroy(vm).await
     }
 

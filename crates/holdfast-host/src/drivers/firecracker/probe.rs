@@ -131,7 +131,11 @@ impl FirecrackerDriver {
                 boot_args: "console=ttyS0 earlyprintk=ttyS0 reboot=k panic=1 pci=off".to_owned(),
             },
             drives: [],
-            machine_config: MachineConfig { vcpu_count: 1, mem_size_mib: 256 },
+            machine_config: MachineConfig {
+                vcpu_count: 1,
+                mem_size_mib: 256,
+                track_dirty_pages: false,
+            },
         };
         let config = serde_json::to_vec(&config).map_err(|e| io(e.into()))?;
         // As a VM's VMM would run: what root may do proves nothing.

@@ -29,6 +29,9 @@ pub struct FirecrackerConfig {
     pub disk_bytes_per_second: Option<u64>,
     /// Bytes that the guest sends, and receives, per second; `None` is no limit.
     pub network_bytes_per_second: Option<u64>,
+    /// Of a guest's memory, a snapshot makes Firecracker write only what changed since the one before, or
+    /// since the boot. It has to remember which pages change, which slows the guest down.
+    pub diff_snapshots: bool,
 }
 
 impl FirecrackerConfig {
@@ -42,6 +45,7 @@ impl FirecrackerConfig {
             download_dir,
             disk_bytes_per_second: None,
             network_bytes_per_second: None,
+            diff_snapshots: false,
         }
     }
 

@@ -1,14 +1,22 @@
-//! Snapshots of Firecracker's VMs: always full ones. Firecracker writes device state and memory into the
-//! jail; from there they are copied, for a file that a VMM once had open is not one to rely on.
+//! Snapshots of Firecracker's VMs. Firecracker writes device state and memory into the jail; from there
+//! they are copied, for a file that a VMM once had open is not one to rely on.
+//!
+//! Where Firecracker remembers which pages changed, it writes only those, over what the memory was before
+//! (`Base`): a snapshot is whole nevertheless, and needs no other one. When that is not known, as after a
+//! restart of the server, it writes all.
 //!
 //! A clone maps the snapshot's memory privately, straight from its file, so clones share the pages that
 //! none of them has changed.
 
 use std::{
+    collections::HashMap,
     fs::{self, DirBuilder, File},
     io,
+    os::unix::fs::FileExt as _,
+    panic::resume_unwind,
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
     time::Duration,
 };
 
@@ -43,6 +51,46 @@ impl Verified {
     pub(super) fn is_of(&self, path: &Path) -> bool {
         self.snapshot.path() == path
     }
+
+    /// The memory of a VM that was just restored from it.
+    pub(super) fn base(&self) -> Result<BaseFile> {
+        let file = self.memory.try_clone();
+        let file = file.map_err(|e| DriverError::io("opening a snapshot's memory", e))?;
+        Ok(BaseFile { file, snapshot: self.snapshot.clone() })
+    }
+}
+
+/// What the memory of a VM was when Firecracker began to remember which pages change.
+pub(super) enum Base {
+    /// It was just made.
+    Zeros,
+    /// That of a snapshot.
+    Snapshot(BaseFile),
+}
+
+/// The memory of a snapshot, which may be removed meanwhile.
+pub(super) struct BaseFile {
+    file: File,
+    snapshot: Snapshot,
+}
+
+/// What is known of VMs that run: nothing of one that an earlier process of the server started.
+#[derive(Default)]
+pub(super) struct Bases(Mutex<HashMap<VmId, Base>>);
+
+impl Bases {
+    pub(super) fn set(&self, vm: VmId, base: Base) {
+        self.known().insert(vm, base);
+    }
+
+    /// What was known.
+    pub(super) fn forget(&self, vm: VmId) -> Option<Base> {
+        self.known().remove(&vm)
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<VmId, Base>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl FirecrackerDriver {
@@ -55,26 +103,51 @@ impl FirecrackerDriver {
             None => self.version().await?,
         };
         let fits = Fits::new(vmm, &spec);
+        let kept = fits.clone();
         let draft = Draft::begin(dest)?;
-        let api = Api::of(&root);
+        let mut api = Api::of(&root).connect().await?;
         api.state("Paused").await?;
-        let written = Written::begin(&root, self.host.uid(&self.host.lease(vm)?))?;
+        let uid = self.host.uid(&self.host.lease(vm)?);
+        let written = Written::begin(&root, uid)?;
+        // Firecracker counts from here on, also when what follows fails.
+        let base = self.bases.forget(vm);
+        let tracked = api.machine().await?.track_dirty_pages;
+        let (written, snapshot_type) = match base.filter(|_| tracked) {
+            Some(Base::Zeros) => (written, "Diff"),
+            Some(Base::Snapshot(base)) => {
+                blocking(move || written.begin_with(&base, uid)).await.map(|w| (w, "Diff"))?
+            }
+            None => (written, "Full"),
+        };
         let create = SnapshotCreate {
-            snapshot_type: "Full",
+            snapshot_type,
             snapshot_path: in_jail(DEVICES),
             mem_file_path: in_jail(MEMORY),
         };
         api.put_within("/snapshot/create", &create, WRITE_DEADLINE).await?;
         blocking(move || {
-            for name in [DEVICES, MEMORY] {
-                draft.copy(&written.open(name)?, name)?;
-            }
+            // Only now: what the guest had asked of its disk may be done even after the pause, and a disk
+            // that is ahead of the devices' state takes a write twice, where one behind it would lose it.
             let upper = File::open(dir.file(UPPER))
                 .map_err(|e| DriverError::io("opening the disk for a snapshot", e))?;
-            draft.copy(&upper, UPPER)?;
-            draft.finish(fits, &[DEVICES, UPPER, MEMORY])
+            let (devices, memory) = (written.open(DEVICES)?, written.open(MEMORY)?);
+            let files = thread::scope(|beside| {
+                let upper = beside.spawn(|| draft.copy(&upper, UPPER));
+                let files = [draft.copy(&devices, DEVICES), draft.copy(&memory, MEMORY)];
+                let upper = upper.join().unwrap_or_else(|panic| resume_unwind(panic));
+                files.into_iter().chain([upper]).collect::<Result<_>>()
+            })?;
+            drop(written);
+            // Its space is free only when it is closed, which takes a while.
+            tokio::task::spawn_blocking(move || drop(memory));
+            draft.finish(fits, files)
         })
-        .await
+        .await?;
+        if tracked {
+            let snapshot = Snapshot::open(dest, &kept)?;
+            self.bases.set(vm, Base::Snapshot(BaseFile { file: snapshot.file(MEMORY)?, snapshot }));
+        }
+        Ok(())
     }
 
     /// The snapshot, compared with its checksums once for as long as its files do not change.
@@ -127,6 +200,16 @@ impl Written {
         DirBuilder::new().create(&path).map_err(io)?;
         std::os::unix::fs::lchown(&path, Some(uid), Some(uid)).map_err(io)?;
         Ok(written)
+    }
+
+    /// Puts memory there that Firecracker writes over what changed since.
+    fn begin_with(self, base: &BaseFile, uid: u32) -> Result<Self> {
+        let io = |source| DriverError::io("beginning a snapshot with the one before", source);
+        let to = jail::create_beneath(&self.root, &in_jail(MEMORY), uid).map_err(io)?;
+        to.set_len(base.file.metadata().map_err(io)?.len()).map_err(io)?;
+        // Damage is not passed on.
+        base.snapshot.verify(MEMORY, &base.file, |offset, chunk| to.write_all_at(chunk, offset))?;
+        Ok(self)
     }
 
     fn open(&self, name: &str) -> Result<File> {

@@ -5,13 +5,14 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
+    path::Path,
 };
 
 use crate::{
     driver::{DriverError, Result, VmSpec},
     image::Image,
     net::{GATEWAY, GUEST, GUEST_MAC},
-    process::Handed,
+    process::{Handed, View},
 };
 
 /// Space for translated code under TCG, in MiB. A desktop with its browser fills any: QEMU throws all of
@@ -210,6 +211,12 @@ fn kernel_line(spec: &VmSpec, accel: Accel) -> String {
          holdfast.screen={}x{} holdfast.net={GUEST}/30,{GATEWAY}",
         screen.width, screen.height
     )
+}
+
+/// What QEMU sees of the file system.
+pub(super) fn view(program: &Path, accel: Accel) -> Result<View> {
+    let devices: &[&str] = if accel == Accel::Kvm { &["/dev/kvm"] } else { &[] };
+    View::of(program, devices).map_err(|e| DriverError::io("preparing what the VMM sees", e))
 }
 
 /// Groups that may open the KVM device.

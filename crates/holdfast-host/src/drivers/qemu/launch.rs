@@ -91,8 +91,10 @@ impl QemuDriver {
             incoming,
         })?;
         let disk = u64::from(spec.disk_mib) << 20;
+        let program = self.host.config().qemu.clone();
         let vmm = Vmm {
-            program: self.host.config().qemu.clone(),
+            view: Some(command::view(&program, accel)?),
+            program,
             args: line.args,
             handed: line.handed,
             mounts: Vec::new(),

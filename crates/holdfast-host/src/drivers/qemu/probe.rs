@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     QemuDriver,
-    command::{Accel, kvm_groups, trial_line},
+    command::{Accel, kvm_groups, trial_line, view},
 };
 use crate::{
     driver::{DriverError, ImageRef, Probe, Result},
@@ -126,8 +126,10 @@ impl QemuDriver {
         let log = dir.path().join("log");
         let serial = File::options().create(true).append(true).open(&log).map_err(io)?;
         let line = trial_line(accel, &kernel, &serial)?;
+        let program = self.host.config().qemu.clone();
         let vmm = Vmm {
-            program: self.host.config().qemu.clone(),
+            view: Some(view(&program, accel)?),
+            program,
             args: line.args,
             handed: line.handed,
             mounts: Vec::new(),

@@ -38,8 +38,7 @@ enum Message {
         error: Refusal,
     },
     Event {
-        #[serde(rename = "event")]
-        _event: String,
+        event: String,
     },
 }
 
@@ -51,6 +50,8 @@ struct Refusal {
 /// A connection, ready for commands.
 pub(super) struct Qmp {
     stream: BufReader<UnixStream>,
+    /// Names of events that came between answers.
+    events: Vec<String>,
 }
 
 impl Qmp {
@@ -60,7 +61,7 @@ impl Qmp {
             let stream = UnixStream::connect(socket)
                 .await
                 .map_err(|e| DriverError::io("connecting to the VMM", e))?;
-            let mut qmp = Self { stream: BufReader::new(stream) };
+            let mut qmp = Self { stream: BufReader::new(stream), events: Vec::new() };
             while !matches!(qmp.read().await?, Message::Greeting { .. }) {}
             qmp.exchange("qmp_capabilities", &json!({}), None).await?;
             Ok(qmp)
@@ -84,6 +85,20 @@ impl Qmp {
     pub(super) async fn status(&mut self) -> Result<String> {
         let answer = self.run("query-status", json!({})).await?;
         Ok(answer["status"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// Waits for an event of this name, also one that came since the last call. The caller has a deadline.
+    pub(super) async fn event(&mut self, name: &str) -> Result<()> {
+        let came = self.events.iter().any(|event| event == name);
+        self.events.clear();
+        if came {
+            return Ok(());
+        }
+        loop {
+            if matches!(self.read().await?, Message::Event { event } if event == name) {
+                return Ok(());
+            }
+        }
     }
 
     async fn exchange(
@@ -114,7 +129,8 @@ impl Qmp {
                         message: error.desc,
                     });
                 }
-                Message::Greeting { .. } | Message::Event { .. } => {}
+                Message::Event { event } => self.events.push(event),
+                Message::Greeting { .. } => {}
             }
         }
     }

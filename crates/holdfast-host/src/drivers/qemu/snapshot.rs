@@ -10,11 +10,11 @@ use std::{
     os::unix::fs::FileExt as _,
     path::Path,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use holdfast_core::VmId;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstatvfs, memfd_create};
 use serde_json::json;
 
 use super::{QemuDriver, command::Memory, launch::fresh_memory, qmp::Qmp};
@@ -32,6 +32,9 @@ const BANDWIDTH: u64 = 64 << 30;
 /// Warm images in use at once, as a rule: the present one and the one before.
 const KEPT: usize = 2;
 const TEMPLATE: &str = "holdfast-template";
+const WRITING: &str = "writing the snapshot";
+/// What a device state's next piece may need, in bytes.
+const ROOM: u64 = 1 << 20;
 const SEALS: SealFlags =
     SealFlags::WRITE.union(SealFlags::GROW).union(SealFlags::SHRINK).union(SealFlags::SEAL);
 
@@ -60,17 +63,22 @@ impl QemuDriver {
         capability(&mut qmp, shared).await?;
         qmp.give("snapshot", &devices).await?;
         qmp.run("migrate", json!({ "uri": "fd:snapshot" })).await?;
-        migrated(&mut qmp, "writing the snapshot").await?;
+        migrated(&mut qmp, WRITING).await.map_err(|error| match error {
+            // Of a write that failed, QEMU says only that it did.
+            DriverError::Refused { .. } if is_full(&devices) => {
+                DriverError::NoSpace { what: WRITING.to_owned() }
+            }
+            other => other,
+        })?;
         let memory = if shared { Some(self.memory_of(&dir)?) } else { None };
         blocking(move || {
             let upper = File::open(dir.file(UPPER))
                 .map_err(|e| DriverError::io("opening the disk for a snapshot", e))?;
-            draft.copy(&upper, UPPER)?;
+            let mut files = vec![draft.written(DEVICES)?, draft.copy(&upper, UPPER)?];
             if let Some(memory) = memory {
-                draft.copy(&memory, MEMORY)?;
-                return draft.finish(fits, &[DEVICES, UPPER, MEMORY]);
+                files.push(draft.copy(&memory, MEMORY)?);
             }
-            draft.finish(fits, &[DEVICES, UPPER])
+            draft.finish(fits, files)
         })
         .await
     }
@@ -196,34 +204,41 @@ fn memfd(pid: i32, name: &str) -> io::Result<Option<File>> {
     Ok(None)
 }
 
-/// Whether memory in shared files stays out of the stream. Both sides have to agree.
+/// Whether memory in shared files stays out of the stream; both sides have to agree. And that QEMU tells
+/// how far it is.
 async fn capability(qmp: &mut Qmp, ignore_shared: bool) -> Result<()> {
-    let capabilities = json!([{ "capability": "x-ignore-shared", "state": ignore_shared }]);
+    let capabilities = json!([
+        { "capability": "x-ignore-shared", "state": ignore_shared },
+        { "capability": "events", "state": true },
+    ]);
     qmp.run("migrate-set-capabilities", json!({ "capabilities": capabilities })).await?;
     qmp.run("migrate-set-parameters", json!({ "max-bandwidth": BANDWIDTH })).await?;
     Ok(())
 }
 
-/// Waits for the end of a migration.
+fn is_full(file: &File) -> bool {
+    fstatvfs(file).is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) < ROOM)
+}
+
+/// Waits for the end of a migration; QEMU tells when its state changes.
 async fn migrated(qmp: &mut Qmp, operation: &str) -> Result<()> {
-    let began = Instant::now();
-    let mut pause = Duration::from_millis(2);
-    while began.elapsed() < MIGRATE_DEADLINE {
-        let answer = qmp.run("query-migrate", json!({})).await?;
-        match answer["status"].as_str().unwrap_or_default() {
-            "completed" => return Ok(()),
-            "failed" | "cancelled" => {
-                let message = answer["error-desc"].as_str().unwrap_or("the VMM does not say why");
-                return Err(DriverError::Refused {
-                    operation: operation.to_owned(),
-                    message: message.to_owned(),
-                });
-            }
-            _ => {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_millis(50));
+    let ended = async {
+        loop {
+            let answer = qmp.run("query-migrate", json!({})).await?;
+            match answer["status"].as_str().unwrap_or_default() {
+                "completed" => return Ok(()),
+                "failed" | "cancelled" => {
+                    let why = answer["error-desc"].as_str().unwrap_or("the VMM does not say why");
+                    return Err(DriverError::Refused {
+                        operation: operation.to_owned(),
+                        message: why.to_owned(),
+                    });
+                }
+                _ => qmp.event("MIGRATION").await?,
             }
         }
-    }
-    Err(DriverError::Timeout { operation: operation.to_owned(), after: MIGRATE_DEADLINE })
+    };
+    tokio::time::timeout(MIGRATE_DEADLINE, ended).await.unwrap_or_else(|_| {
+        Err(DriverError::Timeout { operation: operation.to_owned(), after: MIGRATE_DEADLINE })
+    })
 }

@@ -275,7 +275,14 @@ fn directory(name: &'static str, dir: &Path, space: u64) -> Check {
 
 fn image(config: &Config) -> Check {
     let library = holdfast_image::Library::new(&config.cache_dir);
-    match library.current().map(|digest| library.inspect(&digest)) {
+    let current = library.current().map(|digest| (library.path(&digest), library.inspect(&digest)));
+    let current = current.map(|(path, manifest)| match manifest {
+        Ok(manifest) => holdfast_host::image::check(&path)
+            .map(|()| manifest)
+            .map_err(|why| format!("{} is of no use: {why}", path.display())),
+        Err(error) => Err(format!("{:#}", anyhow::Error::from(error))),
+    });
+    match current {
         Some(Ok(manifest)) => ok(
             "image",
             format!(
@@ -284,9 +291,7 @@ fn image(config: &Config) -> Check {
                 output::ago(manifest.created_at)
             ),
         ),
-        Some(Err(error)) => {
-            fail("image", format!("{:#}", anyhow::Error::from(error)), "holdfast image build")
-        }
+        Some(Err(why)) => fail("image", why, "holdfast image build"),
         None => fail(
             "image",
             format!("there is none in {}", config.cache_dir.display()),

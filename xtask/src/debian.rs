@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{sh, system};
+use crate::{root, sh};
 
 /// A package, and what it is for.
 type Package = (&'static str, &'static str);
@@ -33,7 +33,7 @@ pub(crate) const BENCH: &[Package] = &[
     ("websockify", "what the gateway is compared with"),
 ];
 
-/// Installs what is missing.
+/// Installs what is missing. Only root can.
 pub(crate) fn ensure(sets: &[&[Package]]) -> Result<()> {
     let wanted: Vec<Package> = sets.iter().flat_map(|set| set.iter().copied()).collect();
     let missing = missing(&wanted)?;
@@ -42,6 +42,9 @@ pub(crate) fn ensure(sets: &[&[Package]]) -> Result<()> {
     }
     let list: Vec<String> = missing.iter().map(|(name, why)| format!("{name} ({why})")).collect();
     sh::say(&format!("installing Debian packages: {}", list.join(", ")));
+    if !root::is_root() {
+        bail!("installing Debian packages needs root");
+    }
     if !Path::new("/etc/debian_version").exists() {
         bail!(
             "these packages are installed with apt-get on Debian 12; on this system, install them yourself and start again"
@@ -51,7 +54,7 @@ pub(crate) fn ensure(sets: &[&[Package]]) -> Result<()> {
     keep_postgres_quiet()?;
     if install(&names).is_err() {
         // Only now: an index that is there and new enough is not fetched again.
-        let mut update = apt()?;
+        let mut update = apt();
         sh::run_logged(update.args(["-q", "update"]), "apt-update")
             .context("the list of Debian packages could not be fetched: is there a network?")?;
         install(&names).context("Debian packages could not be installed")?;
@@ -74,20 +77,15 @@ fn missing(wanted: &[Package]) -> Result<Vec<Package>> {
     Ok(wanted.iter().copied().filter(|(name, _)| !installed.contains(name)).collect())
 }
 
-fn apt() -> Result<Command> {
-    let mut command = system::as_root("env", "installing Debian packages")?;
-    command.args([
-        "DEBIAN_FRONTEND=noninteractive",
-        "apt-get",
-        // Another installation may hold the lock; it ends.
-        "-o",
-        "DPkg::Lock::Timeout=600",
-    ]);
-    Ok(command)
+fn apt() -> Command {
+    let mut command = Command::new("apt-get");
+    // Another installation may hold the lock; it ends.
+    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-o", "DPkg::Lock::Timeout=600"]);
+    command
 }
 
 fn install(names: &[&str]) -> Result<()> {
-    let mut command = apt()?;
+    let mut command = apt();
     command.args(["-q", "--yes", "--no-install-recommends", "install"]).args(names);
     sh::run_logged(&mut command, "apt-install")
 }
@@ -95,7 +93,7 @@ fn install(names: &[&str]) -> Result<()> {
 /// Tests use PostgreSQL's programs only: its package shall not make and start a server.
 fn keep_postgres_quiet() -> Result<()> {
     let dir = Path::new("/etc/postgresql-common/createcluster.d");
-    if !system::is_root() || dir.parent().is_some_and(Path::exists) {
+    if dir.parent().is_some_and(Path::exists) {
         return Ok(());
     }
     fs::create_dir_all(dir)

@@ -80,9 +80,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let holdfast = build::holdfast(Profile::Release)?;
     let bench = build::bench()?;
     let agent = build::agent()?;
-    if benches.contains(&Bench::Vmm) {
-        firecracker::ensure()?;
-    }
     if root::is_root() {
         return measure(&benches, &args.options, &holdfast, &agent, &bench);
     }
@@ -105,6 +102,9 @@ fn measure(
     debian::ensure(&[debian::RUN, debian::BENCH])?;
     if benches.iter().any(|bench| bench.needs_image()) {
         image::ensure(holdfast, agent)?;
+    }
+    if benches.contains(&Bench::Vmm) {
+        firecracker::ensure()?;
     }
     for which in benches {
         sh::say(&format!("measuring: {}", which.name()));

@@ -1,6 +1,6 @@
 //! Debian packages that a task needs and this machine lacks.
 
-use std::{fs, path::Path, process::Command};
+use std::{collections::HashSet, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -25,12 +25,18 @@ pub(crate) const TEST: &[Package] = &[
     ("postgresql-15", "tests of the store"),
     ("procps", "tests of processes"),
     ("gvncviewer", "a second viewer in tests"),
+    ("cpio", "reads the initramfs in tests"),
+    PIP,
 ];
+
+/// Not every Python comes with it; one that does is good enough.
+const PIP: Package = ("python3-pip", "fetches Firecracker for tests");
 
 /// What measuring takes besides.
 pub(crate) const BENCH: &[Package] = &[
     ("postgresql-15", "the store that is compared with SQLite"),
     ("websockify", "what the gateway is compared with"),
+    PIP,
 ];
 
 /// Installs what is missing. Only root can.
@@ -72,9 +78,22 @@ fn missing(wanted: &[Package]) -> Result<Vec<Package>> {
         .output()
         .context("dpkg-query could not be started")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let installed: std::collections::HashSet<&str> =
+    let installed: HashSet<&str> =
         text.lines().filter_map(|line| line.strip_suffix(" installed")).collect();
-    Ok(wanted.iter().copied().filter(|(name, _)| !installed.contains(name)).collect())
+    let mut missing = absent(wanted, &installed);
+    if missing.contains(&PIP)
+        && sh::output(Command::new("python3").args(["-m", "pip", "--version"])).is_ok()
+    {
+        missing.retain(|package| *package != PIP);
+    }
+    Ok(missing)
+}
+
+/// What is wanted and not installed, each once.
+fn absent(wanted: &[Package], installed: &HashSet<&str>) -> Vec<Package> {
+    let mut seen = HashSet::new();
+    let wanted = wanted.iter().copied();
+    wanted.filter(|(name, _)| !installed.contains(name) && seen.insert(*name)).collect()
 }
 
 fn apt() -> Command {
@@ -99,4 +118,19 @@ fn keep_postgres_quiet() -> Result<()> {
     fs::create_dir_all(dir)
         .and_then(|()| fs::write(dir.join("no-cluster.conf"), "create_main_cluster = false\n"))
         .context("/etc/postgresql-common cannot be written")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wanted_twice_is_installed_once() {
+        let wanted = [RUN, TEST, BENCH].concat();
+        let installed = HashSet::from(["qemu-system-x86", "chromium"]);
+        let names: Vec<_> = absent(&wanted, &installed).iter().map(|(name, _)| *name).collect();
+        assert!(!names.contains(&"chromium") && !names.contains(&"qemu-system-x86"), "{names:?}");
+        assert_eq!(names.iter().filter(|name| **name == "postgresql-15").count(), 1, "{names:?}");
+        assert!(names.contains(&"websockify"), "{names:?}");
+    }
 }

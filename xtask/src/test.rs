@@ -114,9 +114,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// Builds what the tests need, and says where it is.
 fn plan(filter: Option<String>, units: bool, e2e: bool) -> Result<Plan> {
-    if units {
-        firecracker::ensure()?;
-    }
     let built = if e2e {
         let agent = build::agent()?;
         Some([build::holdfast(Profile::Dev)?, agent])
@@ -181,6 +178,7 @@ fn privileged(plan: &Path) -> Result<()> {
 fn run_tests(plan: &Plan, tally: &mut Tally) -> Result<()> {
     let run = Run::begin()?;
     if plan.units {
+        firecracker::ensure()?;
         nextest(tally, &run, plan, "units", "default", None)?;
     }
     if let Some([holdfast, agent]) = &plan.e2e {

@@ -17,10 +17,15 @@ const CACHE_SPACE: u64 = 8 << 30;
 const PROBE_DEADLINE: Duration = Duration::from_mins(2);
 /// Programs that running VMs needs, with the package of Debian that has them.
 const TO_RUN: [(&str, &str); 3] =
-    [("ip", "iproute2"), ("nft", "nftables"), ("mkfs.ext4", "e2fsprogs")];
+    [("ip", "iproute2"), ("nft", "nftables"), ("mke2fs", "e2fsprogs")];
 /// Programs that building the image needs.
-const TO_BUILD: [(&str, &str); 3] =
-    [("mmdebstrap", "mmdebstrap"), ("mkfs.ext4", "e2fsprogs"), ("cpio", "cpio")];
+const TO_BUILD: [(&str, &str); 5] = [
+    ("mmdebstrap", "mmdebstrap"),
+    ("mke2fs", "e2fsprogs"),
+    ("debugfs", "e2fsprogs"),
+    ("zstd", "zstd"),
+    ("npm", "npm"),
+];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -223,7 +228,8 @@ fn needs(name: &'static str, list: &[(&str, &str)]) -> Check {
         return ok(name, format!("{} are installed", all.join(", ")));
     }
     let programs: Vec<_> = missing.iter().map(|(program, _)| *program).collect();
-    let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
+    let mut packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
+    packages.dedup();
     fail(
         name,
         format!("missing: {}", programs.join(", ")),

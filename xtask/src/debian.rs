@@ -23,6 +23,7 @@ pub(crate) const RUN: &[Package] = &[
 pub(crate) const TEST: &[Package] = &[
     ("chromium", "browser tests"),
     ("postgresql-15", "tests of the store"),
+    ("pgbouncer", "tests of the store behind a pooler"),
     ("procps", "tests of processes"),
     ("gvncviewer", "a second viewer in tests"),
     ("cpio", "reads the initramfs in tests"),

@@ -14,6 +14,7 @@ mod hibernation;
 mod isolation;
 mod ladder;
 mod links;
+mod long;
 mod outage;
 mod repair;
 mod session;

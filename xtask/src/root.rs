@@ -93,6 +93,10 @@ pub(crate) fn myself(why: &str) -> Result<Command> {
         .iter()
         .filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?)))
         .collect();
+    // Debian's users do not have these in theirs, and root needs what is in them.
+    if let Some((_, path)) = env.iter_mut().find(|(name, _)| name == "PATH") {
+        path.push(":/usr/local/sbin:/usr/sbin:/sbin");
+    }
     env.push(("HOLDFAST_CACHE_DIR".into(), cache::cache_dir()?.into()));
     if rights == Rights::Sudo {
         sh::say(&format!("{why} needs root: sudo may ask for your password, this once"));

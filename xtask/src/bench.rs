@@ -1,20 +1,31 @@
 //! `cargo xtask bench`: measures a release build. The figures are printed, and written to
 //! `target/bench`; with `--docs` they go into `docs/benchmarks.md` too.
 
-use std::process::Command;
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Result, bail};
 
 use crate::{
     build::{self, Profile},
-    cache, debian, firecracker, image, sh, system,
+    cache, debian, firecracker, image,
+    root::{self, Rights},
+    sh,
 };
+
+/// What needs root here, as the beginning of a sentence.
+const WHY: &str = "measuring VMs (packages of Debian, the image, networks)";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// What to measure; everything, one after the other, when absent.
     #[arg(value_enum)]
     bench: Option<Bench>,
+    /// The binaries that are there already; given by this program to itself as root.
+    #[arg(long, hide = true, num_args = 3, value_names = ["HOLDFAST", "AGENT", "BENCH"])]
+    built: Option<Vec<PathBuf>>,
     /// What the bench itself takes, such as --runs 20 or --docs; `--help` lists it.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     options: Vec<String>,
@@ -56,32 +67,52 @@ impl Bench {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if !system::is_root() {
-        bail!("measuring VMs needs root: run this as root");
-    }
+    Rights::now().check(WHY)?;
     let benches = args.bench.map_or(Bench::ALL.to_vec(), |bench| vec![bench]);
     // Options of one bench are not those of another.
     if benches.len() > 1 && args.options.iter().any(|option| option != "--docs") {
         bail!("name a bench to give it options; all of them together take --docs alone");
     }
-    debian::ensure(&[debian::RUN, debian::BENCH])?;
+    if let Some([holdfast, agent, bench]) = args.built.as_deref() {
+        return measure(&benches, &args.options, holdfast, agent, bench);
+    }
     build::web()?;
     let holdfast = build::holdfast(Profile::Release)?;
     let bench = build::bench()?;
+    let agent = build::agent()?;
+    if root::is_root() {
+        return measure(&benches, &args.options, &holdfast, &agent, &bench);
+    }
+    let mut command = root::myself(WHY)?;
+    command.args(["bench", "--built"]).args([&holdfast, &agent, &bench]);
+    if let Some(one) = args.bench {
+        command.arg(one.name());
+    }
+    sh::run(command.args(&args.options))
+}
+
+/// The part that needs root.
+fn measure(
+    benches: &[Bench],
+    options: &[String],
+    holdfast: &Path,
+    agent: &Path,
+    bench: &Path,
+) -> Result<()> {
+    debian::ensure(&[debian::RUN, debian::BENCH])?;
     if benches.iter().any(|bench| bench.needs_image()) {
-        let agent = build::agent()?;
-        image::ensure(&holdfast, &agent)?;
+        image::ensure(holdfast, agent)?;
     }
     if benches.contains(&Bench::Vmm) {
         firecracker::ensure()?;
     }
     for which in benches {
         sh::say(&format!("measuring: {}", which.name()));
-        let mut command = Command::new(&bench);
+        let mut command = Command::new(bench);
         command
             .arg(which.name())
-            .args(&args.options)
-            .env("HOLDFAST_TEST_BINARY", &holdfast)
+            .args(options)
+            .env("HOLDFAST_TEST_BINARY", holdfast)
             .env("HOLDFAST_CACHE_DIR", cache::cache_dir()?)
             .env("CARGO_TARGET_DIR", cache::target_dir())
             .current_dir(cache::root());

@@ -1,10 +1,10 @@
 //! Debian packages that a task needs and this machine lacks.
 
-use std::{fs, path::Path, process::Command};
+use std::{collections::HashSet, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{sh, system};
+use crate::{root, sh};
 
 /// A package, and what it is for.
 type Package = (&'static str, &'static str);
@@ -23,17 +23,24 @@ pub(crate) const RUN: &[Package] = &[
 pub(crate) const TEST: &[Package] = &[
     ("chromium", "browser tests"),
     ("postgresql-15", "tests of the store"),
+    ("pgbouncer", "tests of the store behind a pooler"),
     ("procps", "tests of processes"),
     ("gvncviewer", "a second viewer in tests"),
+    ("cpio", "reads the initramfs in tests"),
+    PIP,
 ];
+
+/// Not every Python comes with it; one that does is good enough.
+const PIP: Package = ("python3-pip", "fetches Firecracker for tests");
 
 /// What measuring takes besides.
 pub(crate) const BENCH: &[Package] = &[
     ("postgresql-15", "the store that is compared with SQLite"),
     ("websockify", "what the gateway is compared with"),
+    PIP,
 ];
 
-/// Installs what is missing.
+/// Installs what is missing. Only root can.
 pub(crate) fn ensure(sets: &[&[Package]]) -> Result<()> {
     let wanted: Vec<Package> = sets.iter().flat_map(|set| set.iter().copied()).collect();
     let missing = missing(&wanted)?;
@@ -42,6 +49,9 @@ pub(crate) fn ensure(sets: &[&[Package]]) -> Result<()> {
     }
     let list: Vec<String> = missing.iter().map(|(name, why)| format!("{name} ({why})")).collect();
     sh::say(&format!("installing Debian packages: {}", list.join(", ")));
+    if !root::is_root() {
+        bail!("installing Debian packages needs root");
+    }
     if !Path::new("/etc/debian_version").exists() {
         bail!(
             "these packages are installed with apt-get on Debian 12; on this system, install them yourself and start again"
@@ -51,7 +61,7 @@ pub(crate) fn ensure(sets: &[&[Package]]) -> Result<()> {
     keep_postgres_quiet()?;
     if install(&names).is_err() {
         // Only now: an index that is there and new enough is not fetched again.
-        let mut update = apt()?;
+        let mut update = apt();
         sh::run_logged(update.args(["-q", "update"]), "apt-update")
             .context("the list of Debian packages could not be fetched: is there a network?")?;
         install(&names).context("Debian packages could not be installed")?;
@@ -69,25 +79,33 @@ fn missing(wanted: &[Package]) -> Result<Vec<Package>> {
         .output()
         .context("dpkg-query could not be started")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let installed: std::collections::HashSet<&str> =
+    let installed: HashSet<&str> =
         text.lines().filter_map(|line| line.strip_suffix(" installed")).collect();
-    Ok(wanted.iter().copied().filter(|(name, _)| !installed.contains(name)).collect())
+    let mut missing = absent(wanted, &installed);
+    if missing.contains(&PIP)
+        && sh::output(Command::new("python3").args(["-m", "pip", "--version"])).is_ok()
+    {
+        missing.retain(|package| *package != PIP);
+    }
+    Ok(missing)
 }
 
-fn apt() -> Result<Command> {
-    let mut command = system::as_root("env", "installing Debian packages")?;
-    command.args([
-        "DEBIAN_FRONTEND=noninteractive",
-        "apt-get",
-        // Another installation may hold the lock; it ends.
-        "-o",
-        "DPkg::Lock::Timeout=600",
-    ]);
-    Ok(command)
+/// What is wanted and not installed, each once.
+fn absent(wanted: &[Package], installed: &HashSet<&str>) -> Vec<Package> {
+    let mut seen = HashSet::new();
+    let wanted = wanted.iter().copied();
+    wanted.filter(|(name, _)| !installed.contains(name) && seen.insert(*name)).collect()
+}
+
+fn apt() -> Command {
+    let mut command = Command::new("apt-get");
+    // Another installation may hold the lock; it ends.
+    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-o", "DPkg::Lock::Timeout=600"]);
+    command
 }
 
 fn install(names: &[&str]) -> Result<()> {
-    let mut command = apt()?;
+    let mut command = apt();
     command.args(["-q", "--yes", "--no-install-recommends", "install"]).args(names);
     sh::run_logged(&mut command, "apt-install")
 }
@@ -95,10 +113,25 @@ fn install(names: &[&str]) -> Result<()> {
 /// Tests use PostgreSQL's programs only: its package shall not make and start a server.
 fn keep_postgres_quiet() -> Result<()> {
     let dir = Path::new("/etc/postgresql-common/createcluster.d");
-    if !system::is_root() || dir.parent().is_some_and(Path::exists) {
+    if dir.parent().is_some_and(Path::exists) {
         return Ok(());
     }
     fs::create_dir_all(dir)
         .and_then(|()| fs::write(dir.join("no-cluster.conf"), "create_main_cluster = false\n"))
         .context("/etc/postgresql-common cannot be written")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wanted_twice_is_installed_once() {
+        let wanted = [RUN, TEST, BENCH].concat();
+        let installed = HashSet::from(["qemu-system-x86", "chromium"]);
+        let names: Vec<_> = absent(&wanted, &installed).iter().map(|(name, _)| *name).collect();
+        assert!(!names.contains(&"chromium") && !names.contains(&"qemu-system-x86"), "{names:?}");
+        assert_eq!(names.iter().filter(|name| **name == "postgresql-15").count(), 1, "{names:?}");
+        assert!(names.contains(&"websockify"), "{names:?}");
+    }
 }

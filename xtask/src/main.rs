@@ -12,6 +12,7 @@ mod debian;
 mod firecracker;
 mod image;
 mod lint;
+mod root;
 mod sh;
 mod stamp;
 mod system;

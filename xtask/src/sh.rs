@@ -46,6 +46,8 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 pub(crate) fn run_logged(command: &mut Command, log: &str) -> Result<()> {
     let name = name(command);
     let path = cache::work_dir()?.join(format!("{log}.log"));
+    // One of root's, from a run before, cannot be written, but it can be replaced.
+    let _ = fs::remove_file(&path);
     let file =
         File::create(&path).with_context(|| format!("{} cannot be written", path.display()))?;
     let again = file.try_clone().context("a log file cannot be shared")?;

@@ -3,9 +3,10 @@
 use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
 
 /// Outcome of one part of a run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Part {
     /// Its name.
     pub(crate) name: String,
@@ -18,7 +19,7 @@ pub(crate) struct Part {
 }
 
 /// Outcome of a whole run.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Tally {
     parts: Vec<Part>,
 }
@@ -27,6 +28,11 @@ impl Tally {
     /// Adds a part.
     pub(crate) fn add(&mut self, name: &str, passed: u64, failed: u64, took: Duration) {
         self.parts.push(Part { name: name.to_owned(), passed, failed, took });
+    }
+
+    /// Adds what another part of the run counted.
+    pub(crate) fn append(&mut self, other: Self) {
+        self.parts.extend(other.parts);
     }
 
     /// How much failed.

@@ -14,8 +14,13 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     build::{self, Profile},
-    cache, debian, image, sh, system,
+    cache, debian, image,
+    root::{self, Rights},
+    sh, system,
 };
+
+/// What needs root here, as the beginning of a sentence.
+const WHY: &str = "running VMs (packages of Debian, the image, networks)";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -45,17 +50,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some([holdfast, agent]) = args.built.as_deref() {
         return privileged(holdfast, agent, address, &args.serve);
     }
+    Rights::now().check(WHY)?;
     if !cache::target_dir().join("release/holdfast").exists() {
         system::check_disk(&[&cache::cache_dir()?, &cache::work_dir()?])?;
     }
     build::web()?;
     let agent = build::agent()?;
     let holdfast = build::holdfast(Profile::Release)?;
-    if system::is_root() {
+    if root::is_root() {
         return privileged(&holdfast, &agent, address, &args.serve);
     }
-    let myself = std::env::current_exe().context("the path of this program cannot be read")?;
-    let mut command = system::as_root(myself, "running VMs")?;
+    let mut command = root::myself(WHY)?;
     command.args(["up", "--listen", &address.to_string(), "--built"]).args([&holdfast, &agent]);
     if !args.serve.is_empty() {
         command.arg("--").args(&args.serve);
@@ -65,8 +70,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// The part that needs root. Ends as the server: signals reach it directly.
 fn privileged(holdfast: &Path, agent: &Path, address: SocketAddr, serve: &[String]) -> Result<()> {
-    if !system::is_root() {
-        bail!("running VMs needs root");
+    if !root::is_root() {
+        bail!("{WHY} needs root");
     }
     debian::ensure(&[debian::RUN])?;
     image::ensure(holdfast, agent)?;

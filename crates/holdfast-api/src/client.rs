@@ -51,12 +51,12 @@ pub enum ClientError {
     #[error("the access token holds characters that no token has")]
     Token,
     /// Nobody answers there.
-    #[error("no server answers at {url}")]
+    #[error("no server answers at {url} ({why})")]
     Connect {
         /// The address.
         url: String,
-        /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        /// Why, in the words of the system.
+        why: String,
     },
     /// The connection broke in the middle.
     #[error("the connection to the server broke")]
@@ -358,7 +358,7 @@ impl Client {
         let sending = async {
             self.http.request(request).await.map_err(|error| {
                 if error.is_connect() {
-                    ClientError::Connect { url: self.base.clone(), source: Box::new(error) }
+                    ClientError::Connect { url: self.base.clone(), why: root_cause(&error) }
                 } else {
                     ClientError::Broken { source: Box::new(error) }
                 }
@@ -366,6 +366,15 @@ impl Client {
         };
         within(deadline, sending).await
     }
+}
+
+/// What an error comes from in the end; what is above that is this client's inside.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }
 
 async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {

@@ -152,7 +152,7 @@ async fn announce(inner: &Inner, entry: &Entry, live: &Live, warned: &mut Warned
     let lease = entry.session().lease_expires_at;
     if now >= lease && !has_streams(entry) && warned.lease != Some(lease) {
         warned.lease = Some(lease);
-        let until = lease + config.grace;
+        let until = (lease + config.grace).strftime("%Y-%m-%d %H:%M:%S UTC");
         let text = format!("Nobody is attached any more. The session is kept until {until}.");
         note(inner, entry, "limit.lease", &text, Actor::Reconciler).await;
     }

@@ -124,6 +124,17 @@ impl Watcher {
                 }
                 return Ok(Next::After(inner.config.patience.interval));
             }
+            // Said once, when it was found; tried until it helps.
+            Rung::Resume if matches!(finding, Finding::Halted(_)) => {
+                let driver = Arc::clone(&inner.driver);
+                let tried = operate(entry, "resuming", inner.config.step_deadline, async move {
+                    driver.resume(id).await
+                });
+                if let Err(error) = tried.await {
+                    tracing::debug!(session = %entry.id, error = chain(&error), "it still stands still");
+                }
+                return Ok(Next::After(inner.config.patience.interval));
+            }
             Rung::Resume => {
                 fail::fail_point!("repair.resume");
                 note(
@@ -227,7 +238,10 @@ impl Watcher {
                 });
                 Finding::ServiceDown(down.unwrap_or("xvnc").to_owned())
             }
-            Err(_) => Finding::AgentSilent { desktop_answers: desktop_answers(inner, live).await },
+            Err(_) => match inner.driver.halted(live.vm.id).await {
+                Ok(Some(why)) => Finding::Halted(why),
+                _ => Finding::AgentSilent { desktop_answers: desktop_answers(inner, live).await },
+            },
         }
     }
 }

@@ -27,6 +27,9 @@ pub enum Finding {
     },
     /// The VMM's process is stopped, or its processors are.
     Stopped,
+    /// The VMM keeps the guest from running until something outside of it is put right, such as a full
+    /// disk of the host. Nothing is lost meanwhile.
+    Halted(String),
     /// The VMM is proven gone.
     Exited(String),
     /// Nothing could be determined.
@@ -45,6 +48,7 @@ impl fmt::Display for Finding {
                 f.write_str("the guest does not answer")
             }
             Self::Stopped => f.write_str("the machine is stopped"),
+            Self::Halted(why) => write!(f, "the machine stands still because {why}"),
             Self::Exited(why) => write!(f, "the machine ended ({why})"),
             Self::Unknown(why) => write!(f, "its state could not be determined ({why})"),
         }
@@ -180,6 +184,13 @@ impl Ladder {
                 self.failures = self.failures.max(patience.failures);
                 self.start_again(has_checkpoint, patience)
             }
+            // However long it takes: it goes on where it was.
+            Finding::Halted(_) => {
+                self.failures = self.failures.max(patience.failures);
+                // What was silent because it stood still gets its whole patience afterwards.
+                self.failing_since = None;
+                Rung::Resume
+            }
             Finding::Stopped => {
                 self.failures = self.failures.max(patience.failures);
                 if self.resumes < RESUMES {
@@ -284,6 +295,20 @@ mod tests {
         assert_eq!((standing.resumes, standing.boots), (1, 0));
         assert_eq!(standing.failing_since, Some(at(0)));
         assert_eq!(ladder.next(&Finding::Healthy, true, &patience, at(5)), Rung::Fine);
+    }
+
+    #[test]
+    fn a_halted_machine_is_never_started_again() {
+        let halted = Finding::Halted("no space is left".into());
+        let rungs = climb(&halted, true, 3_600);
+        assert!(rungs.iter().all(|rung| *rung == Rung::Resume));
+        let (mut ladder, patience) = (Ladder::default(), Patience::default());
+        ladder.next(&halted, true, &patience, at(0));
+        assert!(ladder.is_degraded(&patience));
+        // Silence is counted from when it could run again.
+        let silent = Finding::AgentSilent { desktop_answers: false };
+        assert_eq!(ladder.next(&silent, true, &patience, at(3_600)), Rung::Resume);
+        assert_eq!(ladder.next(&silent, true, &patience, at(3_605)), Rung::ProbeAgain);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! asked. Owns how their failures read. Must never run anything that outlives the call.
 
 use std::{
+    ffi::OsString,
     io,
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
     process::Stdio,
@@ -53,6 +54,7 @@ impl<'a> Tool<'a> {
         command
             .args(&self.args)
             .env("LC_ALL", "C")
+            .env("PATH", path_of_administrators(std::env::var_os("PATH")))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -86,6 +88,16 @@ impl<'a> Tool<'a> {
     }
 }
 
+/// Where these tools are, which the path of a user who became root often lacks.
+fn path_of_administrators(path: Option<OsString>) -> OsString {
+    let mut path = path.unwrap_or_default();
+    if !path.is_empty() {
+        path.push(":");
+    }
+    path.push("/usr/local/sbin:/usr/sbin:/sbin");
+    path
+}
+
 #[allow(unsafe_code, reason = "a child enters its namespace between fork and exec")]
 fn enter_before_exec(command: &mut tokio::process::Command, namespace: Arc<OwnedFd>) {
     let enter = move || {
@@ -108,5 +120,19 @@ fn missing(program: &str) -> DriverError {
     DriverError::Missing {
         program: program.to_owned(),
         remedy: format!("install it, on Debian with `apt-get install {package}`"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn tools_are_found_where_users_do_not_look() {
+        assert_eq!(path_of_administrators(None), "/usr/local/sbin:/usr/sbin:/sbin");
+        let path = path_of_administrators(Some("/bin".into()));
+        assert_eq!(path, "/bin:/usr/local/sbin:/usr/sbin:/sbin");
+        let error = Tool::new("holdfast-none", ["x"]).run().await.unwrap_err();
+        assert!(matches!(error, DriverError::Missing { .. }), "{error}");
     }
 }

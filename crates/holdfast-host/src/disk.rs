@@ -17,12 +17,22 @@ pub const UPPER_LABEL: &str = "hf-upper";
 /// Makes an empty disk of at most `mib` MiB at `path`, unless it is there already. It appears
 /// complete or not at all, and takes a few MiB at first.
 pub async fn make_upper(path: &Path, mib: u32) -> Result<()> {
-    let io = |source| DriverError::io(format!("making the disk {}", path.display()), source);
     if path.exists() {
         return Ok(());
     }
     let temporary = path.with_extension("img.new");
-    let file = fs::File::create(&temporary).map_err(io)?;
+    let made = make(&temporary, path, mib).await;
+    if made.is_err() {
+        // Half of a disk would keep a full file system full.
+        let _ = files::remove_if_there(&temporary);
+    }
+    made
+}
+
+async fn make(temporary: &Path, path: &Path, mib: u32) -> Result<()> {
+    let operation = format!("making the disk {}", path.display());
+    let io = |source| DriverError::io(&operation, source);
+    let file = fs::File::create(temporary).map_err(io)?;
     file.set_len(u64::from(mib) << 20).map_err(io)?;
     // A small journal lets a killed guest boot again on its disk. Nothing is zeroed now or later by
     // the guest's kernel: the file is new, so everything in it is zero already.
@@ -30,9 +40,15 @@ pub async fn make_upper(path: &Path, mib: u32) -> Result<()> {
         "assume_storage_prezeroed=1,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0";
     let options = ["-q", "-F", "-t", "ext4", "-m", "0", "-J", "size=16", "-E", extended, "-L"];
     let target = temporary.display().to_string();
-    Tool::new("mke2fs", options.into_iter().chain([UPPER_LABEL, target.as_str()])).run().await?;
+    let formatted =
+        Tool::new("mke2fs", options.into_iter().chain([UPPER_LABEL, target.as_str()])).run().await;
+    formatted.map_err(|error| match error {
+        // What was run to make it says nothing about what to do.
+        DriverError::NoSpace { .. } => DriverError::NoSpace { what: operation.clone() },
+        error => error,
+    })?;
     file.sync_all().map_err(io)?;
-    fs::rename(&temporary, path).map_err(io)?;
+    fs::rename(temporary, path).map_err(io)?;
     files::sync_dir(path.parent().unwrap_or(path)).map_err(io)
 }
 

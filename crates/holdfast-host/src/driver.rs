@@ -207,6 +207,12 @@ pub trait Driver: Send + Sync + 'static {
     /// Lets them run again, also after the VMM process itself was stopped by a signal.
     async fn resume(&self, vm: VmId) -> Result<()>;
 
+    /// Why the VMM itself keeps the guest from running, as half a sentence: what has to be put right
+    /// before [`Driver::resume`] helps. `None` where it does not, or cannot tell.
+    async fn halted(&self, _vm: VmId) -> Result<Option<String>> {
+        Ok(None)
+    }
+
     /// Writes memory, device state and disk of one instant into `dest`, a directory that must not
     /// exist; it appears complete or not at all. The VM is paused afterwards.
     async fn snapshot(&self, vm: VmId, dest: &std::path::Path) -> Result<()>;

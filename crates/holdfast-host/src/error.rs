@@ -52,11 +52,11 @@ pub enum DriverError {
         message: String,
     },
     /// The VMM ended.
-    #[error("the VMM of {vm} ended: {why}")]
+    #[error("{why}")]
     Exited {
         /// The VM.
         vm: VmId,
-        /// How, with the end of its log.
+        /// How, as half a sentence, with the end of its log.
         why: String,
     },
     /// Nothing answered in time.
@@ -93,6 +93,18 @@ impl DriverError {
             return Self::NoSpace { what: operation };
         }
         Self::Io { operation, source }
+    }
+
+    /// The error with its sources, as one sentence.
+    pub(crate) fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(inner) = source {
+            text.push_str(": ");
+            text.push_str(&inner.to_string());
+            source = inner.source();
+        }
+        text
     }
 
     /// Whether trying again without a change on the host is useless.

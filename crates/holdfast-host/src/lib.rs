@@ -14,7 +14,7 @@ pub mod error;
 mod files;
 pub mod guest;
 pub mod host;
-mod image;
+pub mod image;
 mod launch;
 pub mod net;
 mod news;

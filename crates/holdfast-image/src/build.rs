@@ -100,6 +100,7 @@ pub fn build(request: &BuildRequest, progress: &dyn Progress) -> Result<Built> {
     if !library.contains(&digest) {
         let builder = Builder { request, recipe: &recipe, library: &library, progress };
         builder.clear()?;
+        library.discard(&lock, &digest)?;
         let result = builder.build(&lock, inputs, &agent);
         // A build that failed leaves nothing; its error is the one that matters.
         let cleared = builder.clear();

@@ -81,8 +81,14 @@ pub enum ImageError {
         /// What is wrong.
         why: String,
     },
+    /// There is no image that new VMs boot.
+    #[error("there is no image in {}; build one with `holdfast image build`", library.display())]
+    NoCurrent {
+        /// The library.
+        library: PathBuf,
+    },
     /// There is no such image.
-    #[error("there is no image {digest} in {}; `holdfast image list` shows all", library.display())]
+    #[error("there is no image {digest} in {}; `holdfast image ls` shows all", library.display())]
     NotFound {
         /// What was asked for.
         digest: String,

@@ -208,8 +208,26 @@ impl Library {
         }
     }
 
+    /// Whether this image is there with every file at its full length: a disk that was full, or a hand
+    /// that slipped, is put right by building again.
     pub(crate) fn contains(&self, digest: &str) -> bool {
-        self.path(digest).join(MANIFEST).is_file()
+        self.manifest(digest).is_ok_and(|manifest| {
+            let directory = self.path(digest);
+            manifest.files.iter().all(|(name, expected)| {
+                fs::metadata(directory.join(name)).is_ok_and(|file| file.len() == expected.bytes)
+            })
+        })
+    }
+
+    /// Takes what is left of a damaged image out of the library. VMs that run from it keep its files open.
+    pub(crate) fn discard(&self, _: &Lock, digest: &str) -> Result<()> {
+        let path = self.path(digest);
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).doing(|| format!("removing the damaged image {}", path.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Puts what `building` holds into the library.
@@ -258,7 +276,7 @@ impl Library {
         let not_found =
             || ImageError::NotFound { digest: prefix.to_owned(), library: self.images() };
         if prefix == CURRENT {
-            return self.current().ok_or_else(not_found);
+            return self.current().ok_or_else(|| ImageError::NoCurrent { library: self.images() });
         }
         let mut fitting = self.digests()?;
         fitting.retain(|digest| digest.starts_with(prefix));

@@ -239,6 +239,13 @@ fn the_same_inputs_are_found_and_a_new_agent_reuses_the_layers() {
     assert!(again.reused && again.manifest == manifest);
     assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
 
+    // What was cut short since is made again, from the layers.
+    let file = fs::OpenOptions::new().write(true).open(path.join("rootfs.img")).unwrap();
+    file.set_len(1).unwrap();
+    let whole = world.build();
+    assert!(whole.contains("reused false") && !whole.contains("stage Base"), "{whole}");
+    assert!(library.verify("current", &Silent).unwrap().problems.is_empty());
+
     world.agent("second");
     let second = world.build();
     assert!(!second.contains("stage Base") && !second.contains("stage Tools"), "{second}");

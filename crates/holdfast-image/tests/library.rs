@@ -57,7 +57,7 @@ fn an_empty_library_lists_nothing() {
     let (_cache, library) = library();
     assert!(library.list().unwrap().is_empty());
     assert_eq!(library.current(), None);
-    assert!(matches!(library.inspect("current"), Err(ImageError::NotFound { .. })));
+    assert!(matches!(library.inspect("current"), Err(ImageError::NoCurrent { .. })));
     assert!(matches!(library.inspect(""), Err(ImageError::NotFound { .. })));
 }
 

@@ -12,26 +12,38 @@ pub enum ServerError {
     /// The server is stopping.
     #[error("the server is stopping")]
     Stopping,
-    /// The address is taken or not allowed.
+    /// Somebody listens on the address already.
     #[error(
-        "cannot listen on {address}: is another server running? Choose another address with --listen"
+        "{0} is in use, perhaps by another Holdfast: stop that, or choose another address with --listen"
     )]
+    AddressInUse(SocketAddr),
+    /// The address is not one of this machine's, or not allowed.
+    #[error("cannot listen on {address} ({why}): choose another address with --listen")]
     Listen {
         /// The address.
         address: SocketAddr,
         /// Why.
-        source: io::Error,
+        why: io::Error,
     },
+    /// Not run by root.
+    #[error(
+        "running VMs needs root, for namespaces and virtual networks: start the server with sudo, or try the API without VMs with --driver sim"
+    )]
+    NotRoot,
     /// The state directory cannot be used.
-    #[error("the state directory {path} cannot be used")]
+    #[error(
+        "the state directory cannot be used ({path}: {why}): put that right, or choose another directory with --state-dir"
+    )]
     StateDir {
         /// The directory or file.
         path: PathBuf,
         /// Why.
-        source: io::Error,
+        why: io::Error,
     },
     /// Another server uses the state directory.
-    #[error("another server (pid {pid}) uses the state directory {path}")]
+    #[error(
+        "another server (pid {pid}) uses the state directory {path}: stop that one, or choose another directory with --state-dir"
+    )]
     StateDirInUse {
         /// The directory.
         path: PathBuf,
@@ -39,7 +51,7 @@ pub enum ServerError {
         pid: String,
     },
     /// The store cannot be opened.
-    #[error("the store cannot be opened")]
+    #[error(transparent)]
     Store(#[from] StoreError),
     /// No driver can be used.
     #[error("no driver can run VMs here: {0}")]

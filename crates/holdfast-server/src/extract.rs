@@ -1,5 +1,7 @@
 //! Extractors that answer with problems instead of axum's plain texts.
 
+use std::time::Duration;
+
 use axum::extract::{
     FromRequest, FromRequestParts, Path, Request,
     rejection::{BytesRejection, FailedToBufferBody},
@@ -12,6 +14,9 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use crate::problem::ApiError;
+
+/// How long the body of a request may take, from the end of its head.
+const BODY_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A JSON body with the digest of its bytes. An empty body is an empty object.
 pub(crate) struct Json<T> {
@@ -27,7 +32,12 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
             .headers()
             .get(header::CONTENT_TYPE)
             .map(|value| value.to_str().unwrap_or_default().to_ascii_lowercase());
-        let body = Bytes::from_request(request, state).await.map_err(|error| match error {
+        let body = tokio::time::timeout(BODY_DEADLINE, Bytes::from_request(request, state));
+        let body = body.await.map_err(|_| {
+            let text = format!("The body did not arrive within {} s.", BODY_DEADLINE.as_secs());
+            ApiError::new(Code::BadRequest, text)
+        })?;
+        let body = body.map_err(|error| match error {
             BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
                 ApiError::new(Code::TooLarge, "The body is too large: at most 64 KiB are accepted.")
             }

@@ -24,9 +24,8 @@ impl ImageSource for ImageLibrary {
         let path = link
             .canonicalize()
             .map_err(|_| format!("there is none in {}", self.images.display()))?;
-        if !path.join("manifest.json").is_file() {
-            return Err(format!("{} is not complete", path.display()));
-        }
+        holdfast_host::image::check(&path)
+            .map_err(|why| format!("{} is of no use: {why}", path.display()))?;
         let digest = path
             .file_name()
             .and_then(|name| name.to_str())

@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Config, ServerError, auth,
-    config::ADDRESS_FILE,
+    config::{ADDRESS_FILE, DriverChoice},
     router,
     state::AppState,
     state_dir::StateDir,
@@ -60,8 +60,15 @@ impl Server {
     /// Like [`Server::start`], with some parts given.
     pub async fn start_with(config: Config, replaced: Replaced) -> Result<Self, ServerError> {
         config.check()?;
+        let needs_root = config.driver != DriverChoice::Sim && replaced.driver.is_none();
+        if needs_root && !rustix::process::geteuid().is_root() {
+            return Err(ServerError::NotRoot);
+        }
         // Listening first: a taken port is found before anything else is touched.
-        let listen_failed = |source| ServerError::Listen { address: config.listen, source };
+        let listen_failed = |why: std::io::Error| match why.kind() {
+            std::io::ErrorKind::AddrInUse => ServerError::AddressInUse(config.listen),
+            _ => ServerError::Listen { address: config.listen, why },
+        };
         let listener = TcpListener::bind(config.listen).await.map_err(listen_failed)?;
         let address = listener.local_addr().map_err(listen_failed)?;
         let dir = Arc::new(StateDir::lock(&config.state_dir)?);

@@ -25,12 +25,12 @@ pub struct StateDir {
 impl StateDir {
     /// Makes the directory if it is missing, readable by its owner only, and locks it.
     pub fn lock(path: &Path) -> Result<Self, ServerError> {
-        let failed = |source| ServerError::StateDir { path: path.to_path_buf(), source };
+        let failed = |why| ServerError::StateDir { path: path.to_path_buf(), why };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         // A directory that was there before may have been open to others.
         fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed)?;
         let file = path.join("lock");
-        let failed = |source| ServerError::StateDir { path: file.clone(), source };
+        let failed = |why| ServerError::StateDir { path: file.clone(), why };
         let mut lock = fs::OpenOptions::new()
             .read(true)
             .write(true)
@@ -59,7 +59,7 @@ impl StateDir {
     /// This host's id, made at the first start and kept.
     pub fn host_id(&self) -> Result<HostId, ServerError> {
         let file = self.path.join("host-id");
-        let failed = |source| ServerError::StateDir { path: file.clone(), source };
+        let failed = |why| ServerError::StateDir { path: file.clone(), why };
         match fs::read_to_string(&file) {
             Ok(text) => text.trim().parse().map_err(|error: holdfast_core::id::ParseIdError| {
                 failed(io::Error::new(io::ErrorKind::InvalidData, error))
@@ -79,14 +79,14 @@ impl StateDir {
         match fs::read_to_string(&file) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(ServerError::StateDir { path: file, source }),
+            Err(why) => Err(ServerError::StateDir { path: file, why }),
         }
     }
 
     /// Writes a small file, readable by its owner only; it is there completely or not at all.
     pub fn write(&self, name: &str, text: &str) -> Result<(), ServerError> {
         let file = self.path.join(name);
-        let failed = |source| ServerError::StateDir { path: file.clone(), source };
+        let failed = |why| ServerError::StateDir { path: file.clone(), why };
         let new = self.path.join(format!("{name}.new"));
         let mut out = fs::OpenOptions::new()
             .write(true)
@@ -106,8 +106,8 @@ impl StateDir {
     pub fn remove(&self, name: &str) -> Result<(), ServerError> {
         let file = self.path.join(name);
         match fs::remove_file(&file) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(ServerError::StateDir { path: file, source })
+            Err(why) if why.kind() != io::ErrorKind::NotFound => {
+                Err(ServerError::StateDir { path: file, why })
             }
             _ => Ok(()),
         }

@@ -32,7 +32,6 @@ async fn conforms_as_behind_a_transaction_pooler() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-#[ignore = "needs the package pgbouncer"]
 async fn conforms_behind_pgbouncer() {
     let server = TempPostgres::new();
     let pooler = server.pooler();

@@ -180,7 +180,8 @@ impl TempPostgres {
         let file = home.path().join("pgbouncer.ini");
         fs::write(&file, settings).expect("written");
         let mut command = self.command("sh");
-        command.env("HOME", home.path()).args(["-c", KEEPER, "keeper", program]).arg(&file);
+        command.env("HOME", home.path()).env("END_SIGNAL", "TERM");
+        command.args(["-c", KEEPER, "keeper", program]).arg(&file);
         let pooler = Pooler { keeper: keep(command), home };
         let socket = pooler.home.path().join(format!(".s.PGSQL.{POOLER_PORT}"));
         self.wait(|| socket.exists());

@@ -12,7 +12,11 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use tempfile::TempDir;
 
-use crate::{api::Api, census::Scope, ports, wait};
+use crate::{
+    api::{Answer, Api},
+    census::Scope,
+    ports, wait,
+};
 
 /// How long a server may take until it is ready: choosing a driver boots something.
 const READY: Duration = Duration::from_mins(2);
@@ -50,6 +54,8 @@ impl Default for Options {
 /// A server of its own. When it is dropped, everything that belongs to it is gone.
 pub struct ServerProcess {
     child: Option<Child>,
+    // Before the directory that it is mounted in.
+    disk: Option<SmallDisk>,
     dir: TempDir,
     address: SocketAddr,
     binary: PathBuf,
@@ -61,18 +67,47 @@ pub struct ServerProcess {
 impl ServerProcess {
     /// Starts a server in a new directory and waits until it is ready.
     pub async fn start(options: Options) -> Result<Self> {
+        let mut server = Self::spawned(options, None)?;
+        server.ready().await?;
+        server.note_instance()?;
+        Ok(server)
+    }
+
+    /// Starts a server whose state directory is on a file system of its own with this many MiB; needs
+    /// root.
+    pub async fn start_on_disk(options: Options, mib: u32) -> Result<Self> {
+        let mut server = Self::spawned(options, Some(mib))?;
+        server.ready().await?;
+        server.note_instance()?;
+        Ok(server)
+    }
+
+    /// Starts a server that lacks something and so never becomes ready: waits until it has taken over its
+    /// sessions.
+    pub async fn start_unready(options: Options) -> Result<Self> {
+        let mut server = Self::spawned(options, None)?;
+        let taken_over = server.answers("/readyz", |answer| {
+            let readiness: holdfast_api::Readiness = serde_json::from_slice(&answer.body)?;
+            Ok(readiness.checks.iter().any(|check| check.name == "reconciler" && check.ok))
+        });
+        taken_over.await?;
+        server.note_instance()?;
+        Ok(server)
+    }
+
+    fn spawned(options: Options, disk_mib: Option<u32>) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("holdfast-test-").tempdir()?;
         // VMMs run as users of their own and have to pass through.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
         fs::set_permissions(dir.path(), mode)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::free()?));
-        let scope = Scope::new(&dir.path().join("state"));
+        let disk =
+            disk_mib.map(|mib| SmallDisk::mount(&dir.path().join("disk"), mib)).transpose()?;
+        let scope = Scope::new(&state_dir(disk.as_ref(), &dir));
         let binary = binary()?;
-        let mut server = Self { child: None, dir, address, binary, options, scope };
+        let mut server = Self { child: None, disk, dir, address, binary, options, scope };
         server.write_config()?;
         server.spawn()?;
-        server.ready().await?;
-        server.note_instance()?;
         Ok(server)
     }
 
@@ -89,7 +124,7 @@ impl ServerProcess {
 
     /// Where VMs live.
     pub fn state_dir(&self) -> PathBuf {
-        self.dir.path().join("state")
+        state_dir(self.disk.as_ref(), &self.dir)
     }
 
     /// Where it listens; the same after a restart.
@@ -161,8 +196,18 @@ impl ServerProcess {
 
     /// Waits until it can do its work.
     pub async fn ready(&mut self) -> Result<()> {
+        self.answers("/readyz", |answer| Ok(answer.status == 200)).await
+    }
+
+    /// Waits until it answers as wanted.
+    async fn answers(
+        &mut self,
+        path: &str,
+        wanted: impl Fn(&Answer) -> Result<bool>,
+    ) -> Result<()> {
         let token_file = self.state_dir().join("admin-token");
-        let waited = wait::until("the server is ready", READY, async || {
+        let what = format!("the server answers {path} as it should");
+        let waited = wait::until(&what, READY, async || {
             if let Some(child) = &mut self.child
                 && let Some(status) = child.try_wait()?
             {
@@ -172,8 +217,8 @@ impl ServerProcess {
                 return Ok(None);
             }
             // Before it listens, nothing answers.
-            let answer = self.api()?.get("/readyz").await;
-            Ok(answer.ok().filter(|answer| answer.status == 200).map(drop))
+            let Ok(answer) = self.api()?.get(path).await else { return Ok(None) };
+            Ok(wanted(&answer)?.then_some(()))
         });
         waited.await.map_err(|error| error.context(self.log()))
     }
@@ -246,6 +291,35 @@ impl Drop for ServerProcess {
         // Whatever failed before, nothing is left behind for the next test.
         let _ = self.kill();
         self.scope.remove();
+    }
+}
+
+/// Where VMs live: on the disk of its own, where there is one.
+fn state_dir(disk: Option<&SmallDisk>, dir: &TempDir) -> PathBuf {
+    disk.map_or(dir.path(), |disk| disk.0.as_path()).join("state")
+}
+
+/// A file system in memory that is soon full. Unmounted with the value.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path, mib: u32) -> Result<Self> {
+        fs::create_dir(at)?;
+        let options = format!("size={mib}m,mode=711");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &options, "holdfast-test"]).arg(at);
+        ensure!(mount.status()?.success(), "{} could not be mounted", at.display());
+        Ok(Self(at.to_path_buf()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Whatever was killed a moment ago may still hold it.
+        match Command::new("umount").arg("--lazy").arg(&self.0).status() {
+            Ok(status) if status.success() => {}
+            other => eprintln!("{} could not be unmounted: {other:?}", self.0.display()),
+        }
     }
 }
 

@@ -17,10 +17,15 @@ const CACHE_SPACE: u64 = 8 << 30;
 const PROBE_DEADLINE: Duration = Duration::from_mins(2);
 /// Programs that running VMs needs, with the package of Debian that has them.
 const TO_RUN: [(&str, &str); 3] =
-    [("ip", "iproute2"), ("nft", "nftables"), ("mkfs.ext4", "e2fsprogs")];
+    [("ip", "iproute2"), ("nft", "nftables"), ("mke2fs", "e2fsprogs")];
 /// Programs that building the image needs.
-const TO_BUILD: [(&str, &str); 3] =
-    [("mmdebstrap", "mmdebstrap"), ("mkfs.ext4", "e2fsprogs"), ("cpio", "cpio")];
+const TO_BUILD: [(&str, &str); 5] = [
+    ("mmdebstrap", "mmdebstrap"),
+    ("mke2fs", "e2fsprogs"),
+    ("debugfs", "e2fsprogs"),
+    ("zstd", "zstd"),
+    ("npm", "npm"),
+];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -223,7 +228,8 @@ fn needs(name: &'static str, list: &[(&str, &str)]) -> Check {
         return ok(name, format!("{} are installed", all.join(", ")));
     }
     let programs: Vec<_> = missing.iter().map(|(program, _)| *program).collect();
-    let packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
+    let mut packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
+    packages.dedup();
     fail(
         name,
         format!("missing: {}", programs.join(", ")),
@@ -275,7 +281,14 @@ fn directory(name: &'static str, dir: &Path, space: u64) -> Check {
 
 fn image(config: &Config) -> Check {
     let library = holdfast_image::Library::new(&config.cache_dir);
-    match library.current().map(|digest| library.inspect(&digest)) {
+    let current = library.current().map(|digest| (library.path(&digest), library.inspect(&digest)));
+    let current = current.map(|(path, manifest)| match manifest {
+        Ok(manifest) => holdfast_host::image::check(&path)
+            .map(|()| manifest)
+            .map_err(|why| format!("{} is of no use: {why}", path.display())),
+        Err(error) => Err(format!("{:#}", anyhow::Error::from(error))),
+    });
+    match current {
         Some(Ok(manifest)) => ok(
             "image",
             format!(
@@ -284,9 +297,7 @@ fn image(config: &Config) -> Check {
                 output::ago(manifest.created_at)
             ),
         ),
-        Some(Err(error)) => {
-            fail("image", format!("{:#}", anyhow::Error::from(error)), "holdfast image build")
-        }
+        Some(Err(why)) => fail("image", why, "holdfast image build"),
         None => fail(
             "image",
             format!("there is none in {}", config.cache_dir.display()),

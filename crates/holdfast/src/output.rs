@@ -25,8 +25,7 @@ pub fn die_on_closed_pipe() {
 
 /// Prints a failure: one sentence, and what to do about it.
 pub fn print_error(error: &anyhow::Error) {
-    let text = format!("{error:#}");
-    eprintln!("error: {text}");
+    eprintln!("error: {}", without_numbers(&format!("{error:#}")));
     let hint = error.chain().find_map(|cause| match cause.downcast_ref::<ClientError>()? {
         ClientError::Connect { .. } => Some(
             "Is the server running? Start one with `holdfast up`, or say where it is with --url or HOLDFAST_URL.",
@@ -43,6 +42,17 @@ pub fn print_error(error: &anyhow::Error) {
     if let Some(hint) = hint {
         eprintln!("{hint}");
     }
+}
+
+/// The text without the kernel's numbers of errors, which say nothing that the words beside them do not:
+/// ` (os error 13)`.
+fn without_numbers(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let mut clean = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        clean.push_str(part.split_once(')').map_or(part, |(_, rest)| rest));
+    }
+    clean
 }
 
 /// Prints a value as JSON.
@@ -150,5 +160,18 @@ impl Steps {
         if let Some(bar) = self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_words() {
+        let refused = "cannot listen (Permission denied (os error 13)): choose another";
+        assert_eq!(without_numbers(refused), "cannot listen (Permission denied): choose another");
+        assert_eq!(without_numbers("a: b (os error 2)"), "a: b");
+        assert_eq!(without_numbers("nothing of it"), "nothing of it");
     }
 }

@@ -288,6 +288,21 @@ pub fn open(global: &Global, session: &Session, print: bool) -> anyhow::Result<(
     programs::open_in_browser(&url)
 }
 
+/// Who protects it and until when; nothing of a session that is over.
+fn lease(explanation: &holdfast_api::Explanation) -> String {
+    if ["failed", "ended"].contains(&explanation.session.state.as_str()) {
+        return String::new();
+    }
+    let lease = &explanation.lease;
+    let until = output::time(lease.expires_at);
+    let streams = match lease.streams {
+        0 => "no open stream".to_owned(),
+        1 => "one open stream".to_owned(),
+        many => format!("{many} open streams"),
+    };
+    format!("{}, until {until}; {streams}", if lease.live { "live" } else { "over" })
+}
+
 async fn explain(global: &Global, client: &Client, id: Uuid) -> anyhow::Result<()> {
     let explanation = client.explain(id).await?;
     if global.json {
@@ -311,15 +326,7 @@ async fn explain(global: &Global, client: &Client, id: Uuid) -> anyhow::Result<(
         ("Health", explanation.health.as_ref().map(health).unwrap_or_default()),
         ("Directory", machine.map(|m| yes(m.directory).to_owned()).unwrap_or_default()),
         ("Network", machine.map(|m| yes(m.network).to_owned()).unwrap_or_default()),
-        (
-            "Lease",
-            format!(
-                "{}, until {}; {} open stream(s)",
-                if explanation.lease.live { "live" } else { "over" },
-                output::time(explanation.lease.expires_at),
-                explanation.lease.streams
-            ),
-        ),
+        ("Lease", lease(&explanation)),
     ]);
     println!();
     for event in &explanation.events {

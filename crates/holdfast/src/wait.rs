@@ -75,13 +75,11 @@ pub async fn until_ready(client: &Client, session: Session) -> anyhow::Result<Se
             }
         };
         match update {
+            // Pages of a kernel's last words; `holdfast session logs` has them.
+            Update::Event(event) if event.kind == "vm.console" => {}
             Update::Event(event) => {
                 let after = event.at.duration_since(began).as_secs_f64();
-                let mark = if event.kind == "step.retry" || event.kind == "vm.console" {
-                    "!"
-                } else {
-                    "-"
-                };
+                let mark = if event.kind == "step.retry" { "!" } else { "-" };
                 // One thing that changes session and VM is two events, and one line.
                 if said != event.why {
                     steps.done(&format!("{mark} {after:6.2} s  {}", event.why));
@@ -104,8 +102,12 @@ pub async fn until_ready(client: &Client, session: Session) -> anyhow::Result<Se
     match outcome {
         Ok(session) => Ok(session),
         Err(session) => bail!(
-            "the session is {}: {} `holdfast session explain {}` has the evidence",
-            session.state,
+            "the session {}: {} `holdfast session explain {}` has the evidence",
+            if session.state == "failed" {
+                "failed".to_owned()
+            } else {
+                format!("is {}", session.state)
+            },
             session.detail.unwrap_or_else(|| "no reason was given.".to_owned()),
             session.id
         ),

@@ -8,6 +8,7 @@
 //! for it in between.
 
 mod cgroup;
+mod console;
 mod identity;
 mod spawn;
 mod trial;
@@ -54,6 +55,8 @@ use crate::{
 const RECORD: &str = "process.json";
 const EXIT: &str = "exit.json";
 /// A killed process is gone after this long, unless the kernel holds it.
+/// How much of the console is searched for what it says of the end.
+const CONSOLE_BYTES: usize = 16 * 1024;
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What `process.json` holds.
@@ -253,14 +256,13 @@ impl Processes {
             .filter(|exit| exit.identity == *identity)
             .map_or_else(|| fallback.to_owned(), |e| e.why);
         let mut why = format!("the VMM ended ({how})");
-        for (what, text) in [
-            ("it said", files::tail(&dir.file(VMM_LOG), 600).unwrap_or_default()),
-            ("the console ended with", dir.console(600).unwrap_or_default()),
-        ] {
-            let text = text.trim();
-            if !text.is_empty() {
-                let _ = write!(why, "; {what}: {text}");
-            }
+        let said = files::tail(&dir.file(VMM_LOG), 600).unwrap_or_default();
+        if !said.trim().is_empty() {
+            let _ = write!(why, "; it said: {}", said.trim());
+        }
+        let console = dir.console(CONSOLE_BYTES).unwrap_or_default();
+        if let Some(line) = console::telling(&console) {
+            let _ = write!(why, "; the guest's console says: {line}");
         }
         why
     }

@@ -39,6 +39,7 @@ const BEHIND: usize = 64;
 
 /// From where to list.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct EventsQuery {
     /// Only events with a higher number.
     after: Option<i64>,

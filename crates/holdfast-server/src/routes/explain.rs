@@ -100,7 +100,7 @@ fn wrong(standing: Option<&Standing>) -> String {
                 Rung::ColdBoot => "it is being booted again on its disk",
                 Rung::GiveUp => "every repair was tried",
             };
-            format!(" Something is wrong since {since}: {finding}; {done}.")
+            format!(" Something is wrong since {}: {finding}; {done}.", at(*since))
         }
         _ => String::new(),
     }
@@ -142,12 +142,15 @@ fn summary(
         return format!("It ended. {}", why.unwrap_or_default()).trim_end().to_owned();
     }
     let lease = session.lease_expires_at;
-    let protection = if streams > 0 {
-        format!("{streams} open stream(s) protect it")
-    } else if now < lease {
-        format!("a heartbeat protects it until {lease}")
-    } else {
-        format!("nobody is attached; it is kept until {}", lease + grace)
+    let protection = match streams {
+        // Nobody uses it any more: it is there to be read.
+        _ if session.state == SessionState::Failed => {
+            format!("it is kept until {} for whoever reads why", at(session.state_since + grace))
+        }
+        0 if now < lease => format!("a heartbeat protects it until {}", at(lease)),
+        0 => format!("nobody is attached; it is kept until {}", at(lease + grace)),
+        1 => "an open stream protects it".to_owned(),
+        _ => format!("{streams} open streams protect it"),
     };
     let unknown = Machine { process: ProcessSeen::Unknown, directory: true, network: true };
     let next = match plan(session, &live.vm, seen.unwrap_or(unknown)) {
@@ -166,4 +169,9 @@ fn summary(
         Step::Rest => "nothing until somebody asks",
     };
     format!("It is {}; {protection}. Next: {next}.", session.state)
+}
+
+/// A time for people, in whole seconds.
+fn at(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }

@@ -152,6 +152,7 @@ fn is_tag(text: &str, most: usize, also: &str) -> bool {
 
 /// Which sessions to list.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ListQuery {
     /// Only in these states, separated by commas.
@@ -263,6 +264,7 @@ pub(crate) async fn heartbeat(
 
 /// What to tell of a VM.
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct VmQuery {
     /// Also what it costs the host. Finding that out takes milliseconds, the rest is in memory.
     #[serde(default)]

@@ -2,7 +2,7 @@
 
 use axum::{
     Json as JsonAnswer,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     response::{IntoResponse as _, Response},
 };
 use holdfast_api::{self as api, Code, Problem};
@@ -79,8 +79,9 @@ pub(crate) async fn list(
 pub(crate) async fn revoke(
     State(state): State<AppState>,
     who: Principal,
-    Path((id, share)): Path<(String, String)>,
+    ids: Result<Path<(String, String)>, PathRejection>,
 ) -> ApiResult<StatusCode> {
+    let Path((id, share)) = ids.map_err(|_| ApiError::not_found())?;
     let id = id.parse().map_err(|_| ApiError::not_found())?;
     state.visible(&who, id).await?;
     let missing = || ApiError::new(Code::NotFound, "There is no such link.");

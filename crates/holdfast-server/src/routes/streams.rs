@@ -65,6 +65,7 @@ pub(crate) async fn desktop(
 
 /// Size of a terminal.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct TerminalQuery {
     /// Columns, 1 to 1000; 80 when absent.
     #[serde(default = "eighty")]

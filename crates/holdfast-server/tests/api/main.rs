@@ -8,6 +8,7 @@ mod drain;
 mod events;
 mod gates;
 mod hostile;
+mod hostile_routes;
 mod http;
 mod ladder;
 mod lifecycle;

@@ -11,7 +11,11 @@ pub(crate) fn classify(error: sqlx::Error) -> StoreError {
             Some("42P01" | "42703" | "3F000") => missing(database.message()),
             // SQLite: SQLITE_CORRUPT and SQLITE_NOTADB.
             Some("11" | "26") => {
-                StoreError::Corrupt { what: "database", why: database.message().to_owned() }
+                let why = format!(
+                    "{}; put a backup in its place, or move it away to begin with an empty one",
+                    database.message()
+                );
+                StoreError::Corrupt { what: "database", why }
             }
             // SQLite has one code for every error in a statement.
             Some("1") if database.message().starts_with("no such ") => missing(database.message()),

@@ -33,6 +33,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a call waits for its turn before it answers `Unavailable`.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(8);
 
+/// Bytes kept free in the files: as much as SQLite lets its log grow before it begins anew (1,000 pages).
+const ROOM: u32 = 5 << 20;
+
 /// Connections that read at the same time.
 const READERS: u32 = 4;
 
@@ -49,7 +52,29 @@ struct SqliteBackend {
 pub(crate) async fn open(url: &str) -> Result<Arc<dyn Store>> {
     let backend = connect(url).await?;
     migrate::run(backend.write().await?, MIGRATIONS).await?;
+    if !is_in_memory(url)
+        && let Err(error) = make_room(&backend).await
+    {
+        tracing::warn!(%error, "no room could be made in the store for the time when the disk is full");
+    }
     Ok(Arc::new(SqlStore::new(backend)))
+}
+
+/// Makes room ahead of time, in the log and in the file: on a full disk it is ending sessions that frees
+/// space, and an end has to be written before. What is deleted here stays in both files as room.
+async fn make_room(backend: &SqliteBackend) -> Result<()> {
+    for sql in [
+        format!(
+            "DROP TABLE IF EXISTS room; CREATE TABLE room (filler BLOB); \
+             INSERT INTO room VALUES (zeroblob({ROOM}))"
+        ),
+        "DROP TABLE room".to_owned(),
+    ] {
+        let mut link = backend.write().await?;
+        link.script(&sql).await?;
+        link.commit().await?;
+    }
+    Ok(())
 }
 
 async fn connect(url: &str) -> Result<SqliteBackend> {
@@ -67,6 +92,14 @@ async fn connect(url: &str) -> Result<SqliteBackend> {
             // An in-memory database ends with its last connection.
             .idle_timeout(None)
             .max_lifetime(None)
+            // A full disk makes SQLite roll back by itself, which sqlx does not notice: such a connection
+            // could never begin a transaction again.
+            .after_release(|connection, _| {
+                Box::pin(async move {
+                    connection.ping().await?;
+                    Ok(!connection.is_in_transaction())
+                })
+            })
             .connect_lazy_with(durable.clone())
     };
     let writer = pool(1);
@@ -170,6 +203,36 @@ sqlx_link!(Sqlite, SqliteRow, without_schema);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// SQLite rolls back by itself then, and whoever writes next must not find a broken connection.
+    #[tokio::test]
+    async fn a_full_disk_is_over_when_it_is_over() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let url = format!("sqlite:{}/test.db", dir.path().display());
+        let backend = connect(&url).await.expect("opened");
+        let mut link = backend.write().await.expect("begun");
+        // Raised to what there is: every new page finds the disk full.
+        let full = "CREATE TABLE t (b BLOB); PRAGMA max_page_count = 1; \
+                    INSERT INTO t VALUES (zeroblob(1000000))";
+        let error = link.script(full).await.expect_err("it is full");
+        assert!(error.is_unavailable(), "{error:?}");
+        drop(link);
+        let mut link = backend.write().await.expect("begun again");
+        link.script("CREATE TABLE t (b BLOB)").await.expect("written");
+        link.commit().await.expect("durable");
+    }
+
+    #[tokio::test]
+    async fn room_is_made_ahead_of_a_full_disk() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let url = format!("sqlite:{}/test.db", dir.path().display());
+        let store = open(&url).await.expect("opened");
+        for name in ["test.db", "test.db-wal"] {
+            let length = std::fs::metadata(dir.path().join(name)).expect("a file").len();
+            assert!(length > u64::from(ROOM), "{name} has {length} bytes");
+        }
+        assert!(store.check().await.ok);
+    }
 
     /// What durability and integrity rest on; a power cut cannot be tested here.
     #[tokio::test]

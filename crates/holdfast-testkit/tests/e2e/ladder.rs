@@ -21,11 +21,7 @@ async fn one_session_through_every_fault() -> Result<()> {
     let mut server = ServerProcess::start(Options { config, ..Options::default() }).await?;
     let api = server.api()?;
     let session = fixture::ready(&api, "ladder").await?;
-    let machine = Machine {
-        session: session.id,
-        vm: api.vm(session.id).await?.vm_id,
-        boot: fixture::boot_id(&api, session.id).await?,
-    };
+    let machine = Machine::of(&api, session.id).await?;
     fixture::root_script(&api, session.id, "echo kept >/root/marker; sync").await?;
 
     half_a_handshake(&api, &machine).await.context("half a handshake")?;
@@ -37,15 +33,22 @@ async fn one_session_through_every_fault() -> Result<()> {
     server.finish().await
 }
 
-struct Machine {
-    session: Uuid,
-    vm: Uuid,
-    boot: String,
+/// A machine whose boot is remembered.
+pub(crate) struct Machine {
+    pub(crate) session: Uuid,
+    pub(crate) vm: Uuid,
+    pub(crate) boot: String,
 }
 
 impl Machine {
+    /// That of a session that is ready.
+    pub(crate) async fn of(api: &Api, session: Uuid) -> Result<Self> {
+        let vm = api.vm(session).await?.vm_id;
+        Ok(Self { session, vm, boot: fixture::boot_id(api, session).await? })
+    }
+
     /// It is ready, and the same machine as ever: nothing was lost.
-    async fn is_the_same(&self, api: &Api) -> Result<()> {
+    pub(crate) async fn is_the_same(&self, api: &Api) -> Result<()> {
         let session = api.ready(self.session, BOOT).await?;
         ensure!(session.vm_id == Some(self.vm), "another VM took its place");
         let boot = fixture::boot_id(api, self.session).await?;
@@ -55,7 +58,7 @@ impl Machine {
     }
 
     /// Waits until the timeline holds an event of this kind with this text in it.
-    async fn is_told(&self, api: &Api, kind: &str, text: &str) -> Result<()> {
+    pub(crate) async fn is_told(&self, api: &Api, kind: &str, text: &str) -> Result<()> {
         let what = format!("the timeline tells of {kind} with {text:?}");
         let told = wait::until(&what, BOOT, async || {
             let events = api.events(self.session).await?;
@@ -68,6 +71,59 @@ impl Machine {
             Err(error) => Err(error.context(api.timeline(self.session).await)),
         }
     }
+}
+
+/// Twice killed: it comes back from its checkpoint with what was done until then, and when the checkpoint
+/// cannot be used, from its disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_machine_comes_back_from_its_checkpoint() -> Result<()> {
+    let config = "[vm]\nwarm = false\n[session]\ncheckpoint_interval = \"20s\"".to_owned();
+    let mut server = ServerProcess::start(Options { config, ..Options::default() }).await?;
+    let api = server.api()?;
+    let id = fixture::ready(&api, "checkpoints").await?.id;
+    let machine = Machine::of(&api, id).await?;
+    let mut terminal = fixture::terminal(&api, id, "before").await?;
+    terminal.type_text("kept=the-same-shell\n").await?;
+    drop(terminal);
+    machine.is_told(&api, "checkpoint.taken", "A checkpoint was taken").await?;
+    fixture::root_script(&api, id, "echo later >/root/later; sync").await?;
+
+    kill_process(fixture::vmm(&mut server)?, Signal::KILL)?;
+    machine.is_told(&api, "repair.restore", "What was done since then is lost").await?;
+    machine.is_the_same(&api).await?;
+    let mut terminal = fixture::terminal(&api, id, "after").await?;
+    terminal.type_text("echo $kept-$((1+1))\n").await?;
+    terminal.expect("the-same-shell-2", SOON).await?;
+    let later = api.exec_as(id, &["cat", "/root/later"], true).await?;
+    ensure!(later.code != 0, "what was done after the checkpoint is there: {later:?}");
+
+    // One that is damaged is of no use, and the disk is as it was last.
+    fixture::root_script(&api, id, "echo kept >/root/marker; sync").await?;
+    let damaged = damage_checkpoints(&server)?;
+    ensure!(damaged > 0, "there is no checkpoint");
+    kill_process(fixture::vmm(&mut server)?, Signal::KILL)?;
+    machine.is_told(&api, "step.cold", "open programs are lost and files are kept").await?;
+    api.ready(id, BOOT).await?;
+    ensure!(fixture::boot_id(&api, id).await? != machine.boot, "it was not booted again");
+    let kept = fixture::root_script(&api, id, "cat /root/marker").await?;
+    ensure!(kept.trim() == "kept", "{kept}");
+    server.finish().await
+}
+
+/// Cuts the memory in every checkpoint of a server short; answers how many.
+fn damage_checkpoints(server: &ServerProcess) -> Result<usize> {
+    let mut damaged = 0;
+    for snapshot in std::fs::read_dir(server.state_dir().join("snapshots"))? {
+        for file in std::fs::read_dir(snapshot?.path())? {
+            let path = file?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name.contains("mem") {
+                std::fs::OpenOptions::new().write(true).open(&path)?.set_len(1 << 20)?;
+                damaged += 1;
+            }
+        }
+    }
+    Ok(damaged)
 }
 
 /// Runs a script as root in the guest a moment later, when the call that asks for it is over.

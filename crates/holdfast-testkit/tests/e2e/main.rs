@@ -3,6 +3,7 @@
 //! Needs root and an image; `cargo xtask test --only e2e` sees to both. Each test has a server, a
 //! state directory and VMs of its own, and ends with a census that must find nothing.
 
+mod bad_start;
 mod browser;
 mod clones;
 mod crash;
@@ -13,6 +14,7 @@ mod hibernation;
 mod isolation;
 mod ladder;
 mod links;
+mod long;
 mod outage;
 mod repair;
 mod session;

@@ -23,7 +23,7 @@ use crate::{
     watch::{PageWatcher, Watcher},
 };
 
-/// Longer than what an unattended session is kept for below.
+/// Longer than what an unattended session is kept for below. A whole minute is in `long`.
 const OUTAGE: Duration = Duration::from_secs(20);
 
 fn simulated(config: String) -> Options {
@@ -34,6 +34,11 @@ fn simulated(config: String) -> Options {
 /// on, what has to be written is refused for now, and all is well again by itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn sessions_outlive_their_database() -> Result<()> {
+    outlive_the_database(OUTAGE).await
+}
+
+/// With outages of this length, longer than what an unattended session is kept for.
+pub(crate) async fn outlive_the_database(outage: Duration) -> Result<()> {
     let mut postgres = TempPostgres::new();
     let config =
         format!("store = \"{}\"\n[session]\nlease = \"15s\"\ngrace = \"1s\"", postgres.database());
@@ -51,7 +56,7 @@ async fn sessions_outlive_their_database() -> Result<()> {
         } else {
             postgres.kill();
         }
-        goes_on_without(&api, &attended, &lonely).await.context(way)?;
+        goes_on_without(&api, &attended, &lonely, outage).await.context(way)?;
         postgres.start();
         api.server_ready(SOON).await?;
         viewer.sees(Instant::now(), SOON).await?;
@@ -82,13 +87,18 @@ async fn sessions_outlive_their_database() -> Result<()> {
 }
 
 /// Through an outage that lasts longer than leases do.
-async fn goes_on_without(api: &Api, attended: &Session, lonely: &Session) -> Result<()> {
+async fn goes_on_without(
+    api: &Api,
+    attended: &Session,
+    lonely: &Session,
+    outage: Duration,
+) -> Result<()> {
     let began = Instant::now();
     wait::until("readiness is red", SOON, async || {
         Ok((api.get("/readyz").await?.status == 503).then_some(()))
     })
     .await?;
-    while began.elapsed() < OUTAGE {
+    while began.elapsed() < outage {
         for session in [attended, lonely] {
             is_the_same(api, session).await?;
             ensure!(api.vm(session.id).await?.state == "running");

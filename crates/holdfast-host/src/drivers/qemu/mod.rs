@@ -7,7 +7,7 @@ mod qmp;
 mod snapshot;
 mod tsc;
 
-use std::{net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
+use std::{io, net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use holdfast_core::VmId;
@@ -28,6 +28,7 @@ use crate::{
 const SOCKET: &str = "qmp.sock";
 /// A VMM that answers at all does so long before this, on a machine however busy.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
+const INSTALL: &str = "install QEMU, on Debian with `apt-get install qemu-system-x86`";
 const QMP_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Runs VMs in QEMU.
@@ -58,16 +59,21 @@ impl QemuDriver {
     async fn version(&self) -> Result<&str> {
         let ask = || async {
             let program = &self.host.config().qemu;
-            let missing = |why: String| DriverError::Missing {
-                program: program.display().to_string(),
-                remedy: format!("{why}; on Debian run `apt-get install qemu-system-x86`"),
-            };
+            let operation = || format!("asking {} for its version", program.display());
             let output = tokio::process::Command::new(program).arg("--version").output().await;
-            let output = output.map_err(|error| missing(error.to_string()))?;
+            let output = output.map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => DriverError::Missing {
+                    program: program.display().to_string(),
+                    remedy: INSTALL.to_owned(),
+                },
+                _ => DriverError::io(operation(), error),
+            })?;
             let text = String::from_utf8_lossy(&output.stdout);
             // QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)
-            let number = text.split_whitespace().nth(3);
-            let number = number.ok_or_else(|| missing("it does not say its version".to_owned()))?;
+            let number = text.split_whitespace().nth(3).ok_or_else(|| DriverError::Refused {
+                operation: operation(),
+                message: format!("it answered `{}`", text.trim()),
+            })?;
             Ok(format!("QEMU {number}"))
         };
         self.version.get_or_try_init(ask).await.map(String::as_str)
@@ -104,12 +110,11 @@ impl Driver for QemuDriver {
     async fn probe(&self) -> Probe {
         self.probe_now().await.unwrap_or_else(|error| Probe {
             usable: false,
-            evidence: error.to_string(),
+            // This one says itself what to do.
+            remedy: (!matches!(error, DriverError::Missing { .. })).then(|| INSTALL.to_owned()),
+            evidence: error.chain(),
             version: None,
             accelerated: false,
-            remedy: Some(
-                "install QEMU, on Debian with `apt-get install qemu-system-x86`".to_owned(),
-            ),
         })
     }
 
@@ -144,6 +149,13 @@ impl Driver for QemuDriver {
         // The process may have been stopped as well as the guest.
         self.host.processes().signal(&self.host.dir(vm), Signal::CONT)?;
         self.qmp(vm).await?.run("cont", json!({})).await.map(|_| ())
+    }
+
+    async fn halted(&self, vm: VmId) -> Result<Option<String>> {
+        // Instead of telling the guest that its disk is broken, QEMU waits for space.
+        let status = self.qmp(vm).await?.status().await?;
+        let why = "no space is left on the host for what it writes: free some on the disk of the state directory, and it goes on";
+        Ok((status == "io-error").then(|| why.to_owned()))
     }
 
     async fn snapshot(&self, vm: VmId, dest: &Path) -> Result<()> {

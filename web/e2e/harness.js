@@ -170,10 +170,14 @@ export async function signIn(page, base = url) {
 }
 
 /** Makes a session by clicking; answers its id while its machine is still being made. */
-export async function newSession(page, name) {
+export async function newSession(page, name, { memoryMib } = {}) {
   await page.getByRole('button', { name: 'New session' }).first().click();
   const dialog = page.getByRole('dialog', { name: 'New session' });
   await dialog.getByLabel('Name').fill(name);
+  if (memoryMib) {
+    await dialog.getByText('More settings').click();
+    await dialog.getByLabel('Memory in MiB').fill(String(memoryMib));
+  }
   await dialog.getByRole('button', { name: 'Start session' }).click();
   await page.waitForURL(/\?session=/);
   return sessionOf(page);

@@ -109,10 +109,8 @@ impl Table {
         unit: &'static str,
         samples: impl Into<Samples>,
     ) -> &mut Self {
-        let samples = samples.into();
-        if samples.len() > 0 {
-            self.rows.push(Row { name: name.into(), unit, samples, aims: Vec::new() });
-        }
+        let row = Row { name: name.into(), unit, samples: samples.into(), aims: Vec::new() };
+        self.rows.push(row);
         self
     }
 
@@ -124,11 +122,16 @@ impl Table {
         self
     }
 
+    /// Lines with a figure: what was left out of a run has none.
+    fn measured(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(|row| row.samples.len() > 0)
+    }
+
     fn markdown(&self) -> String {
         let mut text = format!("### {}\n\n{}\n\n", self.title, self.method);
         text.push_str("| | unit | p50 | p95 | p99 | runs | aim |\n");
         text.push_str("|---|---|--:|--:|--:|--:|---|\n");
-        for row in &self.rows {
+        for row in self.measured() {
             let samples = &row.samples;
             let many = samples.len() > 1;
             let shown =
@@ -150,7 +153,7 @@ impl Table {
     }
 
     fn json(&self) -> Value {
-        let rows = self.rows.iter().map(|row| {
+        let rows = self.measured().map(|row| {
             let samples = &row.samples;
             let aims: Vec<Value> = row
                 .aims

@@ -16,6 +16,7 @@ mod ladder;
 mod links;
 mod long;
 mod outage;
+mod pool;
 mod repair;
 mod session;
 mod signin;

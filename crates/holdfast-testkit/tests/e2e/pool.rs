@@ -16,7 +16,7 @@ const PAGE: &str = "<!doctype html><title>chosen</title><body><script>\
     requestAnimationFrame(() => requestAnimationFrame(() => fetch('/drawn')))</script>";
 /// What the browser shows, as it says itself.
 const TABS: &str = "exec 3<>/dev/tcp/127.0.0.1/9222; \
-    printf 'GET /json/list HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n' >&3; timeout 5 cat <&3 || true";
+    printf 'GET /json/list HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n' >&3; timeout 5 cat <&3 || true";
 
 async fn waiting(api: &Api) -> Result<Uuid> {
     wait::until("a machine waits in the pool", BOOT, async || {
@@ -58,11 +58,13 @@ async fn a_waiting_machine_shows_the_sessions_page() -> Result<()> {
     let session = api.create(&CreateSession::default()).await?;
     ensure!(session.vm_id == Some(waits), "it was given {:?} instead of {waits}", session.vm_id);
     api.ready(session.id, SOON).await?;
-    let tabs = wait::until("the start page is there", SOON, async || {
-        let tabs = api.exec(session.id, &["bash", "-c", TABS]).await?.stdout;
-        Ok(tabs.contains("/holdfast/start.html").then_some(tabs))
-    })
-    .await?;
+    let mut tabs = String::new();
+    let shown = wait::until("the start page is there", SOON, async || {
+        tabs = api.exec(session.id, &["bash", "-c", TABS]).await?.stdout;
+        Ok(tabs.contains("/holdfast/start.html").then_some(()))
+    });
+    let shown = shown.await;
+    shown.with_context(|| tabs.clone())?;
     ensure!(tabs.matches("\"type\": \"page\"").count() == 1, "{tabs}");
 
     // What waits in the pool goes only so.

@@ -12,6 +12,7 @@
 //! | `POST /v1/settle` | | 200 [`Settled`]: only unclaimed, before a warm image is baked; 409 claimed |
 //! | `POST /v1/assign` | [`AssignRequest`] | 200 [`ClaimAnswer`]: the session that the VM serves from now on |
 //! | `POST /v1/rebind` | [`ClaimRequest`] | 200 [`ClaimAnswer`]: carries the secret of before and replaces the whole identity, after a checkpoint was restored |
+//! | `POST /v1/clock` | [`ClockShift`] | 200 [`ClockAnswer`] |
 //! | `POST /v1/freeze` | | 200 [`Frozen`]: the browser stands still, for a snapshot; it goes on with `thaw` or `rebind`, or by itself after two minutes |
 //! | `POST /v1/thaw` | | 200 [`Frozen`] |
 //! | `POST /v1/exec` | [`ExecRequest`] | 200 [`ExecAnswer`] |
@@ -38,6 +39,22 @@ pub const AGENT_PORT: u16 = 8080;
 pub const VNC_PORT: u16 = 5901;
 /// Version of this protocol; rises when a host of before could not talk to the agent any more.
 pub const PROTOCOL: u32 = 1;
+
+/// Puts the guest's clock right. A difference and not a time, so that the call may take as long as it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClockShift {
+    /// Microseconds to set the clock forward by; backward where negative.
+    pub by_us: i64,
+}
+
+/// Answer to a shift of the clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClockAnswer {
+    /// Wall-clock time of the guest, after the shift.
+    pub time: Timestamp,
+}
 
 /// Answer to a freeze or thaw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_agent_api::{AssignRequest, ClaimRequest, Health, ScreenSize};
-use holdfast_core::{Actor, SessionState, VmState};
+use holdfast_core::{Actor, SessionState, Timestamp, VmState};
 use holdfast_host::{
     driver::Stop,
     guest::{AgentClient, GuestError},
@@ -15,6 +15,7 @@ use crate::{
     board::Entry,
     checkpoint,
     control::{Inner, commit, note, random_hex},
+    guest_clock::{self, Reading},
     machine::operate,
     records::{Edit, chain},
     teardown::keep_console,
@@ -125,9 +126,10 @@ async fn come_up(inner: &Inner, entry: &Entry, live: &Live) -> Result<(), Failur
     };
     if live.vm.created_at < live.session.created_at && live.session.ready_at.is_none() {
         let request = assignment(live);
-        agent.assign(&request, CLAIM_DEADLINE).await.map_err(|error| {
+        let answer = agent.assign(&request, CLAIM_DEADLINE).await.map_err(|error| {
             Failure::Failed(format!("the guest refused its session: {}", chain(&error)))
         })?;
+        guest_clock::set(&agent, Reading::before(answer.time, Timestamp::now())).await;
         let why = "A waiting machine was given to the session.";
         note(inner, entry, "step.assign", why, Actor::Reconciler).await;
     }
@@ -160,14 +162,15 @@ async fn claim_clone(
     secret: &str,
 ) -> Result<bool, Failure> {
     fail::fail_point!("step.claim");
-    let answer = loop {
+    let (reading, answer) = loop {
         let request = claim_request(inner, live, secret.to_owned(), true)?;
         match agent.claim(&request, CLAIM_DEADLINE).await {
-            Ok(answer) => break answer,
+            Ok(answer) => break (Reading::before(answer.time, Timestamp::now()), answer),
             Err(error @ GuestError::Refused { .. }) => return Err(refused_identity(&error)),
             Err(_) => tokio::time::sleep(LOOK_INTERVAL).await,
         }
     };
+    guest_clock::set(agent, reading).await;
     note_answer(inner, entry, answer.uptime_ms).await;
     note_identity(inner, entry).await;
     Ok(answer.desktop_ready)
@@ -224,7 +227,9 @@ async fn identify(
             agent.claim(&claim_request(inner, live, secret, restored)?, CLAIM_DEADLINE).await
         }
     };
-    told.map(|_| true).map_err(|error| refused_identity(&error))
+    let answer = told.map_err(|error| refused_identity(&error))?;
+    guest_clock::set(agent, Reading::before(answer.time, Timestamp::now())).await;
+    Ok(true)
 }
 
 async fn first_answer(agent: &AgentClient) -> Health {
@@ -240,7 +245,7 @@ fn assignment(live: &Live) -> AssignRequest {
     let spec = &live.session.spec;
     AssignRequest {
         session_id: live.session.id.to_string(),
-        time: holdfast_core::Timestamp::now(),
+        time: Timestamp::now(),
         locale: spec.locale.clone(),
         timezone: spec.timezone.clone(),
         screen: ScreenSize { width: spec.screen.width, height: spec.screen.height },
@@ -265,7 +270,7 @@ fn claim_request(
         vm_id: vm,
         session_id: Some(live.session.id.to_string()),
         secret,
-        time: holdfast_core::Timestamp::now(),
+        time: Timestamp::now(),
         entropy: random_hex::<64>()?,
         dns: inner.config.dns.clone(),
         locale: spec.locale.clone(),

@@ -17,6 +17,7 @@ pub mod config;
 mod control;
 mod create;
 mod error;
+mod guest_clock;
 mod lease;
 mod limits;
 mod machine;

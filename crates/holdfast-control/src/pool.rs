@@ -25,6 +25,7 @@ use uuid::Uuid;
 use crate::{
     ControlError,
     control::{Inner, random_hex},
+    guest_clock::{self, Reading},
     records::chain,
 };
 
@@ -339,10 +340,11 @@ async fn bring_up(
         cloned: true,
         browser_after_ms: 0,
     };
-    agent
+    let answer = agent
         .claim(&claim, Duration::from_secs(30))
         .await
         .map_err(|error| ControlError::Guest(chain(&error)))?;
+    guest_clock::set(&agent, Reading::before(answer.time, Timestamp::now())).await;
     wait_for(&agent, |health| health.desktop_ready && health.browser_ready).await;
     *vm = step(inner, vm.clone(), VmState::Running).await?;
     Ok(())

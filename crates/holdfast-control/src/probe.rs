@@ -4,11 +4,15 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use holdfast_agent_api::{Health, ServiceState, VNC_PORT};
 use holdfast_core::{
-    Actor, SessionState, VmState,
+    Actor, SessionState, Timestamp, VmState,
     health::{Finding, Ladder, Rung},
     plan::ProcessSeen,
 };
-use holdfast_host::driver::{GuestStream, Stop};
+use holdfast_host::{
+    driver::{GuestStream, Stop},
+    guest::AgentClient,
+};
+use jiff::SignedDuration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
@@ -16,6 +20,7 @@ use crate::{
     actor::Next,
     board::Entry,
     control::{Inner, commit, note},
+    guest_clock::{self, Reading},
     machine::{Look, agent, look, operate},
     records::{Edit, chain},
     teardown::keep_console,
@@ -27,6 +32,8 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(4);
 const BROWSER_INTERVAL: Duration = Duration::from_millis(500);
 /// How long after a start the browser's first page is waited for.
 const BROWSER_PATIENCE: Duration = Duration::from_mins(3);
+/// A guest's clock that was off by this much is told of when it is set.
+const CLOCK_TOLD: SignedDuration = SignedDuration::from_secs(1);
 
 /// What an actor remembers of its VM's health between probes.
 #[derive(Default)]
@@ -210,8 +217,11 @@ impl Watcher {
         if let Some(why) = why {
             tracing::debug!(session = %entry.id, why, "the VMM runs, with a remark");
         }
-        match agent(inner, &live.vm).health(PROBE_DEADLINE).await {
+        let (agent, asked) = (agent(inner, &live.vm), Timestamp::now());
+        match agent.health(PROBE_DEADLINE).await {
             Ok(health) => {
+                let reading = Reading::between(asked, health.time, Timestamp::now());
+                keep_clock(inner, entry, &agent, reading).await;
                 self.tell_restarts(inner, entry, live, &health).await;
                 if health.browser_ready && self.browser_seen_in != Some(live.vm.incarnation) {
                     self.browser_seen_in = Some(live.vm.incarnation);
@@ -243,6 +253,18 @@ impl Watcher {
                 _ => Finding::AgentSilent { desktop_answers: desktop_answers(inner, live).await },
             },
         }
+    }
+}
+
+/// Sets a clock that is off, and says so where people may have noticed.
+async fn keep_clock(inner: &Inner, entry: &Entry, agent: &AgentClient, reading: Reading) {
+    let Some(behind) = reading.is_off() else { return };
+    guest_clock::set(agent, reading).await;
+    let (by, which) = (behind.abs(), if behind.is_positive() { "behind" } else { "ahead" });
+    if by >= CLOCK_TOLD {
+        let text =
+            format!("The machine's clock was {:.1} s {which} and was set.", by.as_secs_f64());
+        note(inner, entry, "guest.clock", &text, Actor::Host).await;
     }
 }
 

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use holdfast_agent_api::{
-    AGENT_PORT, AgentError, AssignRequest, ClaimAnswer, ClaimRequest, ExecAnswer, ExecRequest,
-    Frozen, Health, Metrics, ServiceHealth, Settled,
+    AGENT_PORT, AgentError, AssignRequest, ClaimAnswer, ClaimRequest, ClockAnswer, ClockShift,
+    ExecAnswer, ExecRequest, Frozen, Health, Metrics, ServiceHealth, Settled,
     tool::{CollectRequest, Collected, OpenRequest, ToolInput, ToolRequest, ToolStatus},
 };
 use holdfast_core::VmId;
@@ -99,6 +99,15 @@ impl AgentClient {
         deadline: Duration,
     ) -> Result<ClaimAnswer, GuestError> {
         self.call(Method::POST, "/v1/assign", Some(request), deadline).await
+    }
+
+    /// Sets the guest's clock forward or back by this much.
+    pub async fn shift_clock(
+        &self,
+        shift: &ClockShift,
+        deadline: Duration,
+    ) -> Result<ClockAnswer, GuestError> {
+        self.call(Method::POST, "/v1/clock", Some(shift), deadline).await
     }
 
     /// Holds the browser still, for a snapshot.

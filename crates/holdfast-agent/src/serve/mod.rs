@@ -29,8 +29,8 @@ use axum::{
     routing::{any, get, post},
 };
 use holdfast_agent_api::{
-    AssignRequest, ClaimAnswer, ClaimRequest, ExecAnswer, ExecRequest, Frozen, Health, Metrics,
-    PROTOCOL, ServiceHealth, ServiceState, Settled,
+    AssignRequest, ClaimAnswer, ClaimRequest, ClockAnswer, ClockShift, ExecAnswer, ExecRequest,
+    Frozen, Health, Metrics, PROTOCOL, ServiceHealth, ServiceState, Settled,
 };
 use jiff::Timestamp;
 use subtle::ConstantTimeEq;
@@ -206,6 +206,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
     let guarded = Router::new()
         .route("/v1/assign", post(assign))
         .route("/v1/rebind", post(rebind))
+        .route("/v1/clock", post(shift_clock))
         .route("/v1/freeze", post(freeze))
         .route("/v1/thaw", post(thaw))
         .route("/v1/exec", post(run_command))
@@ -277,6 +278,16 @@ async fn rebind(
 ) -> Result<Json<ClaimAnswer>, Refusal> {
     let work = tokio::spawn(async move { agent.rebind(request).await });
     work.await.map_err(Refusal::failed)?.map(Json)
+}
+
+async fn shift_clock(
+    State(agent): State<Arc<Agent>>,
+    Json(shift): Json<ClockShift>,
+) -> Result<Json<ClockAnswer>, Refusal> {
+    if agent.guest.is_whole() {
+        system::shift_clock(shift.by_us).map_err(Refusal::failed)?;
+    }
+    Ok(Json(ClockAnswer { time: Timestamp::now() }))
 }
 
 async fn freeze(State(agent): State<Arc<Agent>>) -> Result<Json<Frozen>, Refusal> {

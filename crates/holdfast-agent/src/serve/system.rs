@@ -54,6 +54,12 @@ pub(super) fn set_clock(time: Timestamp) -> io::Result<()> {
     Ok(clock_settime(ClockId::Realtime, timespec)?)
 }
 
+pub(super) fn shift_clock(by_us: i64) -> io::Result<()> {
+    let by = jiff::SignedDuration::from_micros(by_us);
+    let time = Timestamp::now().checked_add(by).map_err(io::Error::other)?;
+    set_clock(time)
+}
+
 pub(super) fn boot_id() -> String {
     fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned()
 }

@@ -39,7 +39,10 @@ pub trait Bed: Sync {
 
     fn spec_of(&self, then: Then) -> VmSpec {
         let path = self.dir().join(format!("{then:?}"));
-        tiny::image(&path, then).unwrap();
+        // Once: a VMM may still be reading the files of a spec of before.
+        if !path.exists() {
+            tiny::image(&path, then).unwrap();
+        }
         VmSpec {
             vm: VmId::from_uuid(uuid::Uuid::now_v7()),
             image: ImageRef { path, digest: format!("{then:?}") },

@@ -33,8 +33,6 @@ use crate::fixture::{self, BOOT, SOON};
 const CLONES: &str = "HOLDFAST_TEST_CLONES";
 /// Making the warm image, where it is not there yet.
 const BAKE: Duration = Duration::from_mins(6);
-/// A clone's clock may differ from the host's by this, besides the time that asking took.
-const CLOCK: Duration = Duration::from_millis(100);
 
 /// A page that reports randomness again and again, and makes TLS connections.
 const PAGE: &str = r"<body><script>
@@ -135,18 +133,6 @@ fn ids(kept: &serde_json::Value, found: &mut impl FnMut(&str, &str)) {
     }
 }
 
-async fn clock_is_right(api: &Api, session: Uuid) -> Result<()> {
-    let before = jiff::Timestamp::now();
-    let ran = api.exec(session, &["date", "+%s%N"]).await?;
-    let after = jiff::Timestamp::now();
-    let guest = jiff::Timestamp::from_nanosecond(ran.stdout.trim().parse()?)?;
-    ensure!(
-        guest >= before - CLOCK && guest <= after + CLOCK,
-        "the guest says {guest}, asked between {before} and {after}"
-    );
-    Ok(())
-}
-
 /// Every pair of clones differs in all that is random.
 #[tokio::test(flavor = "multi_thread")]
 async fn clones_share_no_randomness() -> Result<()> {
@@ -175,7 +161,7 @@ async fn clones_share_no_randomness() -> Result<()> {
         let events = api.events(*id).await?;
         let is_clone = events.iter().any(|event| event.why.contains("cloned from the warm image"));
         ensure!(is_clone, "it was not cloned; {}", api.timeline(*id).await);
-        clock_is_right(&api, *id).await?;
+        fixture::clock_is_right(&api, *id).await?;
     }
     let clones = |values: &[Made], what: &str| {
         let of_kind = values.iter().filter(|made| made.what == what);

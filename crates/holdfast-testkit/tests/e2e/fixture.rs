@@ -20,6 +20,9 @@ pub(crate) const BOOT: Duration = Duration::from_mins(3);
 /// How long anything may take that needs no boot.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 
+/// A guest's clock may differ from the host's by this, besides the time that asking took.
+const CLOCK: Duration = Duration::from_millis(100);
+
 /// A viewer of a desktop.
 pub(crate) type Desktop = Viewer<DuplexStream>;
 
@@ -73,6 +76,19 @@ pub(crate) async fn terminal(api: &Api, session: Uuid, marker: &str) -> Result<T
     terminal.type_text(&format!("echo {marker}-$((40+2))\n")).await?;
     terminal.expect(&format!("{marker}-42"), SOON).await?;
     Ok(terminal)
+}
+
+/// Asks a guest for the time.
+pub(crate) async fn clock_is_right(api: &Api, session: Uuid) -> Result<()> {
+    let before = jiff::Timestamp::now();
+    let ran = api.exec(session, &["date", "+%s%N"]).await?;
+    let after = jiff::Timestamp::now();
+    let guest = jiff::Timestamp::from_nanosecond(ran.stdout.trim().parse()?)?;
+    ensure!(
+        guest >= before - CLOCK && guest <= after + CLOCK,
+        "the guest says {guest}, asked between {before} and {after}"
+    );
+    Ok(())
 }
 
 /// The id that a guest's kernel made at its boot.

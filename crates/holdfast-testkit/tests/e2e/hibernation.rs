@@ -62,6 +62,7 @@ async fn work_goes_on_after_hibernation() -> Result<()> {
     post(&api, id, "resume", 202).await?;
     api.ready(id, BOOT).await?;
     eprintln!("brought back in {:?}", began.elapsed());
+    fixture::clock_is_right(&api, id).await?;
 
     let after = api.vm(id).await?;
     ensure!(before.vm_id != after.vm_id, "another VM serves it");
@@ -80,6 +81,7 @@ async fn work_goes_on_after_hibernation() -> Result<()> {
     // A fork has it all too, and is another machine.
     let fork = post(&api, id, "fork", 201).await?.id;
     api.ready(fork, BOOT).await?;
+    fixture::clock_is_right(&api, fork).await?;
     ensure!(fixture::boot_id(&api, fork).await? != boot_id, "a fork has a boot id of its own");
     ensure!(count(&api, fork, "ticks").await? >= ticks, "a fork has the files");
     let (mine, theirs) = (count(&api, id, "ticks").await?, count(&api, fork, "ticks").await?);

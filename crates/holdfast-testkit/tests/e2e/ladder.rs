@@ -26,6 +26,7 @@ async fn one_session_through_every_fault() -> Result<()> {
 
     half_a_handshake(&api, &machine).await.context("half a handshake")?;
     a_stopped_vmm(&mut server, &api, &machine).await.context("a stopped VMM")?;
+    a_wrong_clock(&api, &machine).await.context("a wrong clock")?;
     a_hung_agent(&api, &machine).await.context("a hung agent")?;
     no_memory(&api, &machine).await.context("no memory")?;
     a_full_disk(&api, &machine).await.context("a full disk")?;
@@ -148,6 +149,14 @@ async fn a_stopped_vmm(server: &mut ServerProcess, api: &Api, machine: &Machine)
     kill_process(fixture::vmm(server)?, Signal::STOP)?;
     machine.is_told(api, "repair.resume", "run again").await?;
     tokio::time::timeout(SOON, viewer.frame()).await.context("the viewer stands still")??;
+    machine.is_the_same(api).await
+}
+
+/// It is set by itself, as after a host that slept.
+async fn a_wrong_clock(api: &Api, machine: &Machine) -> Result<()> {
+    fixture::root_script(api, machine.session, "date -s \"-1 hour\"").await?;
+    machine.is_told(api, "guest.clock", "s behind and was set").await?;
+    fixture::clock_is_right(api, machine.session).await?;
     machine.is_the_same(api).await
 }
 

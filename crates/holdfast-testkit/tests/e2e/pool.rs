@@ -10,7 +10,7 @@ use holdfast_testkit::{
 };
 use uuid::Uuid;
 
-use crate::fixture::{BOOT, SOON};
+use crate::fixture::{self, BOOT, SOON};
 
 const PAGE: &str = "<!doctype html><title>chosen</title><body><script>\
     requestAnimationFrame(() => requestAnimationFrame(() => fetch('/drawn')))</script>";
@@ -44,6 +44,7 @@ async fn a_waiting_machine_shows_the_sessions_page() -> Result<()> {
     let id = session.id;
     ensure!(session.vm_id == Some(waits), "it was given {:?} instead of {waits}", session.vm_id);
     api.ready(id, SOON).await?;
+    fixture::clock_is_right(&api, id).await?;
     let asked = |path: &str| page.seen().iter().filter(|seen| seen.path == path).count();
     let drawn =
         wait::until("its page is drawn", BOOT, async || Ok((asked("/drawn") > 0).then_some(())));

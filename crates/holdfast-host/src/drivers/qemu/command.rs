@@ -51,10 +51,20 @@ impl Accel {
 }
 
 /// Where the guest's memory is.
-pub(super) struct Memory {
-    pub(super) file: OwnedFd,
-    /// Pages that the guest changes are changed in the file too.
-    pub(super) shared: bool,
+pub(super) enum Memory {
+    /// In a file, in which the guest's changes are made too.
+    Shared(OwnedFd),
+    /// In a file that others map as well; the guest's changes are its own.
+    Private(OwnedFd),
+    /// In the snapshot's stream. In no file: QEMU looks at every page that it is told is zero, which in a
+    /// file makes that page, and the guest would take its whole size from the host.
+    Streamed,
+}
+
+impl Memory {
+    pub(super) fn is_shared(&self) -> bool {
+        matches!(self, Self::Shared(_))
+    }
 }
 
 /// Everything that a VMM is handed.
@@ -117,15 +127,16 @@ pub(super) fn line(parts: Parts<'_>) -> Result<Line> {
     line.arg("-m", format!("{}M", spec.memory_mib));
     line.arg("-rtc", "base=utc,clock=host");
 
-    let path = line.hand(&parts.memory.file)?.path();
-    let share = if parts.memory.shared { "on" } else { "off" };
-    line.arg(
-        "-object",
-        format!(
-            "memory-backend-file,id=mem,size={}M,mem-path={path},share={share}",
-            spec.memory_mib
-        ),
-    );
+    let size = spec.memory_mib;
+    let memory = match &parts.memory {
+        Memory::Shared(file) | Memory::Private(file) => {
+            let path = line.hand(file)?.path();
+            let share = if parts.memory.is_shared() { "on" } else { "off" };
+            format!("memory-backend-file,id=mem,size={size}M,mem-path={path},share={share}")
+        }
+        Memory::Streamed => format!("memory-backend-ram,id=mem,size={size}M"),
+    };
+    line.arg("-object", memory);
 
     let kernel = line.hand(&image.kernel)?.path();
     line.arg("-kernel", kernel);

@@ -50,7 +50,7 @@ impl QemuDriver {
     }
 
     async fn boot(&self, dir: &VmDir, spec: &VmSpec) -> Result<()> {
-        let memory = Memory { file: fresh_memory(spec)?, shared: true };
+        let memory = Memory::Shared(fresh_memory(spec)?);
         let mut qmp = self.spawn(dir, spec, memory, false).await?;
         match qmp.status().await?.as_str() {
             "running" => Ok(()),
@@ -74,7 +74,7 @@ impl QemuDriver {
         let io = |source| DriverError::io(format!("preparing the VMM of VM {vm}"), source);
         let accel = self.accel(&spec.image).await?;
         let lease = self.host.lease(vm)?;
-        let note = if memory.shared { "shared" } else { "private" };
+        let note = if memory.is_shared() { "shared" } else { "private" };
         let line = command::line(Parts {
             spec,
             accel,
@@ -117,7 +117,7 @@ impl QemuDriver {
 }
 
 /// Memory that exists as long as the VMM does and has no name to be left behind.
-pub(super) fn fresh_memory(spec: &VmSpec) -> Result<OwnedFd> {
+fn fresh_memory(spec: &VmSpec) -> Result<OwnedFd> {
     let io = |source: io::Error| DriverError::io("making the guest's memory", source);
     let file =
         File::from(memfd_create(MEMORY_NAME, MemfdFlags::CLOEXEC).map_err(|e| io(e.into()))?);

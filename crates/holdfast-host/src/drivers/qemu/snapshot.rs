@@ -17,7 +17,7 @@ use holdfast_core::VmId;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstatvfs, memfd_create};
 use serde_json::json;
 
-use super::{QemuDriver, command::Memory, launch::fresh_memory, qmp::Qmp};
+use super::{QemuDriver, command::Memory, qmp::Qmp};
 use crate::{
     disk,
     driver::{DriverError, Process, Result, VmSpec},
@@ -92,9 +92,9 @@ impl QemuDriver {
             Some(template) => {
                 let file = template.try_clone();
                 let file = file.map_err(|e| DriverError::io("opening a snapshot's memory", e))?;
-                Memory { file: file.into(), shared: false }
+                Memory::Private(file.into())
             }
-            None => Memory { file: fresh_memory(spec)?, shared: true },
+            None => Memory::Streamed,
         };
         let mut qmp = self.spawn(dir, spec, memory, true).await?;
         capability(&mut qmp, verified.memory.is_some()).await?;

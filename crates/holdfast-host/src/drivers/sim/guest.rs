@@ -10,8 +10,8 @@ use std::{
 use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _};
 use holdfast_agent_api::{
-    AgentError, AssignRequest, ClaimAnswer, ClaimRequest, ExecAnswer, ExecRequest, Frozen, Health,
-    Metrics, PROTOCOL, ServiceHealth, ServiceState, Settled, terminal::FromAgent,
+    AgentError, AssignRequest, ClaimAnswer, ClaimRequest, ClockAnswer, ExecAnswer, ExecRequest,
+    Frozen, Health, Metrics, PROTOCOL, ServiceHealth, ServiceState, Settled, terminal::FromAgent,
     tool::OpenRequest,
 };
 use holdfast_core::Timestamp;
@@ -146,6 +146,7 @@ impl Guest {
             }
             (&Method::POST, "/v1/settle") => json(&Settled { busy_permille: 0, took_ms: 0 }),
             (&Method::POST, "/v1/freeze" | "/v1/thaw") => json(&Frozen { processes: 0 }),
+            (&Method::POST, "/v1/clock") => json(&ClockAnswer { time: Timestamp::now() }),
             (&Method::POST, "/v1/assign") => match read::<AssignRequest>(request).await {
                 Ok(assign) => {
                     self.remember(|claim| claim.session_id = Some(assign.session_id));

@@ -246,7 +246,10 @@ pub async fn open(guest: &Guest, url: &str) -> io::Result<()> {
         let opened: Target = serde_json::from_slice(&body).map_err(io::Error::other)?;
         opened.id
     };
-    request(guest, Method::GET, &format!("/json/activate/{id}")).await?;
+    // From here on the link is open: whoever asked again would get it twice, once it leads elsewhere.
+    if let Err(error) = request(guest, Method::GET, &format!("/json/activate/{id}")).await {
+        tracing::debug!("a tab could not be brought to the front: {error}");
+    }
     for page in before.iter().filter(|page| page.id != id && is_empty(&page.url)) {
         let _ = request(guest, Method::GET, &format!("/json/close/{}", page.id)).await;
     }

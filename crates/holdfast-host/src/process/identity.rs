@@ -1,9 +1,13 @@
 //! What names a process for ever: its pid together with its start time and the host's boot.
 
-use std::{fs, io, os::fd::OwnedFd};
+use std::{
+    fs, io,
+    os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
+    process::ExitStatus,
+};
 
 use holdfast_core::VmId;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use serde::{Deserialize, Serialize};
 
 use super::pid;
@@ -73,6 +77,22 @@ impl Identity {
         };
         // Opened first and checked then: the descriptor cannot change hands.
         Ok(matches!(self.alive()?, Alive::Yes { .. }).then_some(pidfd))
+    }
+
+    /// How it ended, while it is a child of this server that nobody has reaped.
+    pub(super) fn ended(&self) -> Option<ExitStatus> {
+        let dead = matches!(Stat::read(self.pid), Ok(Some(Stat { state: 'Z', start_ticks }))
+            if start_ticks == self.start_ticks);
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = waitid(WaitId::Pid(self.raw()), options).ok().flatten().filter(|_| dead)?;
+        // As wait(2) packs it.
+        let core = if status.dumped() { 0x80 } else { 0 };
+        let raw = match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => code << 8,
+            (None, Some(signal)) => signal | core,
+            (None, None) => return None,
+        };
+        Some(ExitStatus::from_raw(raw))
     }
 
     pub(super) fn raw(&self) -> Pid {
@@ -169,5 +189,23 @@ mod tests {
         let earlier = Identity { boot_id: "earlier".to_owned(), ..me };
         assert!(matches!(earlier.alive().unwrap(), Alive::No { .. }));
         assert!(other.open().unwrap().is_none());
+    }
+
+    #[test]
+    fn how_it_ended_is_known_until_it_is_reaped() {
+        for (script, how) in [("kill -9 $$", "signal: 9 (SIGKILL)"), ("exit 3", "exit status: 3")] {
+            let script = format!("read line; {script}");
+            let mut command = std::process::Command::new("sh");
+            let mut child =
+                command.args(["-c", &script]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+            let identity = Identity::of(child.id() as i32).unwrap();
+            assert_eq!(identity.ended(), None);
+            drop(child.stdin.take());
+            let all = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            waitid(WaitId::Pid(identity.raw()), all).unwrap();
+            assert_eq!(identity.ended().unwrap().to_string(), how);
+            child.wait().unwrap();
+            assert_eq!(identity.ended(), None);
+        }
     }
 }

@@ -131,12 +131,16 @@ impl Processes {
             pidfd_open(identity.raw(), PidfdFlags::NONBLOCK).map_err(|e| error(e.into()))?;
         let (exit, of) = (dir.file(EXIT), identity.clone());
         tokio::spawn(async move {
-            let why = match wait_readable(pidfd).await.and_then(|()| child.wait()) {
-                Ok(status) => status.to_string(),
+            let ended = wait_readable(pidfd).await.map(|()| of.ended());
+            let why = match ended {
+                Ok(Some(status)) => status.to_string(),
+                Ok(None) => "how could not be read".to_owned(),
                 Err(error) => format!("its end could not be read: {error}"),
             };
-            // The directory may be gone by now, and the evidence with it.
+            // The directory may be gone by now, and the evidence with it. Kept before the process is reaped:
+            // until then it tells whoever looks itself.
             let _ = files::replace_json(&exit, &Exit { identity: of, why: why.clone() });
+            let _ = child.try_wait();
             let _ = sender.send(Some(why));
         });
         Ok(identity)
@@ -254,7 +258,9 @@ impl Processes {
         let exit: Option<Exit> = files::read_json(&dir.file(EXIT)).ok().flatten();
         let how = exit
             .filter(|exit| exit.identity == *identity)
-            .map_or_else(|| fallback.to_owned(), |e| e.why);
+            .map(|exit| exit.why)
+            .or_else(|| identity.ended().map(|status| status.to_string()))
+            .unwrap_or_else(|| fallback.to_owned());
         let mut why = format!("the VMM ended ({how})");
         let said = files::tail(&dir.file(VMM_LOG), 600).unwrap_or_default();
         if !said.trim().is_empty() {

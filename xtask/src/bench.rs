@@ -42,13 +42,16 @@ enum Bench {
     Vmm,
     /// Idle desktops, and putting them away.
     Density,
+    /// From the request to a tool's sign-in link: cloned, from the pool, cold.
+    Links,
     /// From the request to the desktop: cold, cloned, from the pool.
     Start,
 }
 
 impl Bench {
     /// The short ones first.
-    const ALL: [Self; 5] = [Self::Control, Self::Gateway, Self::Vmm, Self::Density, Self::Start];
+    const ALL: [Self; 6] =
+        [Self::Control, Self::Gateway, Self::Vmm, Self::Density, Self::Links, Self::Start];
 
     const fn name(self) -> &'static str {
         match self {
@@ -56,13 +59,14 @@ impl Bench {
             Self::Gateway => "gateway",
             Self::Vmm => "vmm",
             Self::Density => "density",
+            Self::Links => "links",
             Self::Start => "start",
         }
     }
 
     /// Whether it boots desktops.
     const fn needs_image(self) -> bool {
-        matches!(self, Self::Density | Self::Start)
+        matches!(self, Self::Density | Self::Links | Self::Start)
     }
 }
 

@@ -156,8 +156,8 @@ pub struct ClaimRequest {
     /// made randomness before it is replaced, and machine id, host keys and browser profile are new.
     #[serde(default)]
     pub cloned: bool,
-    /// How long the browser waits before it starts, in ms, at most 10,000: on a host where other guests
-    /// are coming up, their desktops go before this one's browser.
+    /// How long the browser waits before it starts, in ms, at most 30,000: on a host where other guests
+    /// are coming up, their desktops go before this one's browser. A tool's link starts it at once.
     #[serde(default)]
     pub browser_after_ms: u32,
 }

@@ -270,6 +270,17 @@ async fn navigate(guest: &Guest, id: &str, url: &str) -> io::Result<()> {
     timeout(ANSWER, sent).await.map_or(Ok(()), |answer| answer.map(drop))
 }
 
+/// Has the supervisor start Chromium now, where it waited for others. Only in a guest that was claimed: what
+/// ran before is gone then.
+pub async fn start(guest: &Guest) {
+    let socket = guest.supervise_socket();
+    let order =
+        wire::call_unix(&socket, Method::POST, "/services/chromium/start", Vec::new(), ANSWER);
+    if let Err(error) = order.await {
+        tracing::warn!("the browser waits for the supervisor: {error}");
+    }
+}
+
 /// Opens `url` as soon as Chromium answers, for at most `deadline`.
 pub async fn open_within(guest: &Guest, url: &str, deadline: Duration) -> io::Result<()> {
     let start = tokio::time::Instant::now();

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_agent_api::{AssignRequest, ClaimRequest, Health, ScreenSize};
-use holdfast_core::{Actor, SessionState, Timestamp, VmState};
+use holdfast_core::{Actor, SessionState, Timestamp, VmState, provider::DESKTOP};
 use holdfast_host::{
     driver::Stop,
     guest::{AgentClient, GuestError},
@@ -34,6 +34,10 @@ const CLAIM_DEADLINE: Duration = Duration::from_secs(30);
 const DESKTOP_TURN: Duration = Duration::from_millis(400);
 /// But no longer than this.
 const LONGEST_WAIT_OF_BROWSER: Duration = Duration::from_secs(6);
+
+/// Beside a tool whose link is waited for, it waits for that link, or this long: it would take half of the
+/// processors from the tool, for a page that is not known yet.
+const BROWSER_AFTER_TOOL: Duration = Duration::from_secs(20);
 
 /// Why a guest did not come up.
 enum Failure {
@@ -262,7 +266,11 @@ fn claim_request(
     let spec = &live.session.spec;
     let vm = live.vm.id.to_string();
     let desktops = inner.admission.coming_up() as u32;
-    let browser_after = (DESKTOP_TURN * desktops).min(LONGEST_WAIT_OF_BROWSER);
+    let browser_after = if spec.provider == DESKTOP {
+        (DESKTOP_TURN * desktops).min(LONGEST_WAIT_OF_BROWSER)
+    } else {
+        BROWSER_AFTER_TOOL
+    };
     let browser_after_ms = browser_after.as_millis() as u32;
     Ok(ClaimRequest {
         // The last group of the id is random, so the names of two guests differ.

@@ -34,6 +34,9 @@ const FIRST_PAGE_LOST: u32 = 5;
 /// How long a size may wait for the display.
 const DISPLAY_DEADLINE: Duration = Duration::from_mins(1);
 
+/// How long the browser may wait for others.
+const LONGEST_WAIT_OF_BROWSER: Duration = Duration::from_secs(30);
+
 /// How long processes of a browser that was killed may still write.
 const WIPE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -115,7 +118,8 @@ impl Agent {
         } else if language_changed {
             self.order("chromium", "restart").await?;
         }
-        let browser_after = Duration::from_millis(request.browser_after_ms.min(10_000).into());
+        let browser_after = Duration::from_millis(request.browser_after_ms.into());
+        let browser_after = browser_after.min(LONGEST_WAIT_OF_BROWSER);
         let (url, begun) = (request.start_url.clone(), request.cloned);
         self.claim.keep(&self.guest, Claim { request, complete: true })?;
         self.start_browser(browser_after);

@@ -7,6 +7,7 @@ mod control;
 mod density;
 mod gateway;
 mod http;
+mod links;
 mod pages;
 mod report;
 mod start;
@@ -41,6 +42,8 @@ enum Bench {
     Vmm(vmm::Args),
     /// Idle desktops, and putting them away.
     Density(density::Args),
+    /// From the request to a tool's sign-in link: cloned, from the pool, cold.
+    Links(links::Args),
     /// A server that streams lead through; run by `gateway` itself.
     #[command(hide = true)]
     WiredServer {
@@ -58,6 +61,7 @@ async fn main() -> Result<()> {
         Bench::Gateway(_) => "gateway",
         Bench::Vmm(_) => "vmm",
         Bench::Density(_) => "density",
+        Bench::Links(_) => "links",
         Bench::WiredServer { source } => return gateway::serve(*source).await,
     };
     let mut report = Report::begin(name);
@@ -68,6 +72,7 @@ async fn main() -> Result<()> {
             Bench::Gateway(args) => gateway::measure(args, &mut report).await,
             Bench::Vmm(args) => vmm::measure(args, &mut report).await,
             Bench::Density(args) => density::measure(args, &mut report).await,
+            Bench::Links(args) => links::measure(args, &mut report).await,
             Bench::WiredServer { .. } => Ok(()),
         }
     };

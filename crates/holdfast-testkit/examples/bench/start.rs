@@ -101,11 +101,16 @@ pub(crate) async fn measure(args: &Args, report: &mut Report) -> Result<()> {
         ServerProcess::start(Options { driver: "auto".into(), config, ..Options::default() }).await
     };
     let cold = server("warm = false").await?;
-    let host: Value = cold.api()?.get("/api/hosts").await?.json(200)?;
+    let api = cold.api()?;
+    let host = wait::until("the host has reported", BOOT, async || {
+        let hosts: Value = api.get("/api/hosts").await?.json(200)?;
+        Ok(hosts["hosts"].as_array().and_then(|hosts| hosts.first().cloned()))
+    })
+    .await?;
     report.note(format!(
         "VMs: {}, because: {}.",
-        host["hosts"][0]["driver"].as_str().unwrap_or_default(),
-        host["hosts"][0]["driverReason"].as_str().unwrap_or_default().trim_end_matches('.'),
+        host["driver"].as_str().unwrap_or_default(),
+        host["driverReason"].as_str().unwrap_or_default().trim_end_matches('.'),
     ));
     // Before anything ran on it, and with nothing beside it.
     report.add(idle(&cold).await?);
@@ -221,7 +226,7 @@ pub(crate) async fn until_warm(api: &Api) -> Result<()> {
     waited.with_context(|| last)
 }
 
-async fn until_pooled(api: &Api) -> Result<()> {
+pub(crate) async fn until_pooled(api: &Api) -> Result<()> {
     wait::until("a machine waits in the pool", BOOT, async || {
         let waits =
             api.vms().await?.iter().any(|vm| vm.session_id.is_none() && vm.state == "running");

@@ -164,7 +164,7 @@ pub(crate) async fn measure(args: &Args, report: &mut Report) -> Result<()> {
 fn waits(boots: &Kind, warm: &Kind, pooled: &Kind) -> Table {
     let mut table = Table::new(
         "Until a user sees and uses it",
-        "From POST /api/sessions; ready as heard over Server-Sent Events; the first whole picture that \
+        "From POST /api/sessions; ready as heard over Server-Sent Events; the first whole picture (hextile) that \
          is not one colour, through the gateway's WebSocket; the first key pressed in the desktop's terminal, \
          counted from the picture on; a page of the user's choice asked for by the guest's browser, and \
          drawn as its second animation frame says. A clone's and a pooled machine's browser is new: \

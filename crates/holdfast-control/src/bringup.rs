@@ -17,6 +17,7 @@ use crate::{
     control::{Inner, commit, note, random_hex},
     guest_clock::{self, Reading},
     machine::operate,
+    probe::desktop_answers,
     records::{Edit, chain},
     teardown::keep_console,
 };
@@ -166,6 +167,10 @@ async fn claim_clone(
     secret: &str,
 ) -> Result<bool, Failure> {
     fail::fail_point!("step.claim");
+    // The first handshake in a restored guest takes several times as long as any later one; beside the claim
+    // it costs little, and is over when the first viewer comes.
+    let (driver, vm) = (Arc::clone(&inner.driver), live.vm.id);
+    tokio::spawn(async move { desktop_answers(driver.as_ref(), vm).await });
     let (reading, answer) = loop {
         let request = claim_request(inner, live, secret.to_owned(), true)?;
         match agent.claim(&request, CLAIM_DEADLINE).await {

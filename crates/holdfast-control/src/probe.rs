@@ -4,12 +4,12 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use holdfast_agent_api::{Health, ServiceState, VNC_PORT};
 use holdfast_core::{
-    Actor, SessionState, Timestamp, VmState,
+    Actor, SessionState, Timestamp, VmId, VmState,
     health::{Finding, Ladder, Rung},
     plan::ProcessSeen,
 };
 use holdfast_host::{
-    driver::{GuestStream, Stop},
+    driver::{Driver, GuestStream, Stop},
     guest::AgentClient,
 };
 use jiff::SignedDuration;
@@ -250,7 +250,9 @@ impl Watcher {
             }
             Err(_) => match inner.driver.halted(live.vm.id).await {
                 Ok(Some(why)) => Finding::Halted(why),
-                _ => Finding::AgentSilent { desktop_answers: desktop_answers(inner, live).await },
+                _ => Finding::AgentSilent {
+                    desktop_answers: desktop_answers(inner.driver.as_ref(), live.vm.id).await,
+                },
             },
         }
     }
@@ -270,9 +272,9 @@ async fn keep_clock(inner: &Inner, entry: &Entry, agent: &AgentClient, reading: 
 
 /// Whether the VNC server greets: a stopped guest may still accept a connection in the host's kernel, but
 /// it sends nothing.
-async fn desktop_answers(inner: &Inner, live: &Live) -> bool {
+pub(crate) async fn desktop_answers(driver: &dyn Driver, vm: VmId) -> bool {
     let greeting = async {
-        let mut stream = inner.driver.dial(live.vm.id, VNC_PORT).await.ok()?;
+        let mut stream = driver.dial(vm, VNC_PORT).await.ok()?;
         let mut version = [0_u8; 12];
         stream.read_exact(&mut version).await.ok()?;
         // Some count every connection that ends before its handshake against its address, and refuse

@@ -30,11 +30,13 @@ const LOOK_DEADLINE: Duration = Duration::from_secs(3);
 /// Deadline of a claim: the guest sets clock, names and screen.
 const CLAIM_DEADLINE: Duration = Duration::from_secs(30);
 
-/// For each desktop that comes up, its own among them, a browser waits this long: it takes every
-/// processor for seconds, and people wait for a picture first.
-const DESKTOP_TURN: Duration = Duration::from_millis(400);
+/// A browser waits this long for its own desktop: it takes every processor for seconds, and people wait for
+/// a picture first.
+const OWN_DESKTOP: Duration = Duration::from_millis(400);
+/// And this long for each other one that comes up.
+const OTHER_DESKTOP: Duration = Duration::from_millis(700);
 /// But no longer than this.
-const LONGEST_WAIT_OF_BROWSER: Duration = Duration::from_secs(6);
+const LONGEST_WAIT_OF_BROWSER: Duration = Duration::from_secs(12);
 
 /// Beside a tool whose link is waited for, it waits for that link, or this long: it would take half of the
 /// processors from the tool, for a page that is not known yet.
@@ -270,9 +272,9 @@ fn claim_request(
 ) -> Result<ClaimRequest, ControlError> {
     let spec = &live.session.spec;
     let vm = live.vm.id.to_string();
-    let desktops = inner.admission.coming_up() as u32;
+    let others = (inner.admission.coming_up() as u32).saturating_sub(1);
     let browser_after = if spec.provider == DESKTOP {
-        (DESKTOP_TURN * desktops).min(LONGEST_WAIT_OF_BROWSER)
+        (OWN_DESKTOP + OTHER_DESKTOP * others).min(LONGEST_WAIT_OF_BROWSER)
     } else {
         BROWSER_AFTER_TOOL
     };

@@ -22,7 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Clock, ControlConfig, ControlError, Live, Notice, SweepReport, actor,
-    admission::Admission,
+    admission::{Admission, MemoryProbe},
     board::{Board, Entry},
     lease::LeaseBook,
     pool::{self, Pool},
@@ -65,6 +65,8 @@ pub struct Parts {
     pub config: ControlConfig,
     /// The time.
     pub clock: Clock,
+    /// Memory of this host that is available now.
+    pub memory: MemoryProbe,
     /// This host.
     pub host: HostId,
     /// The store knew this host before. When it did not, VMs found on the machine may belong to
@@ -107,7 +109,7 @@ pub struct Control {
 impl Control {
     /// Puts the parts together. Nothing runs until [`Control::start`].
     pub fn new(parts: Parts) -> Self {
-        let admission = Admission::new(&parts.config);
+        let admission = Admission::new(&parts.config, parts.memory);
         let (room, _) = watch::channel(0);
         Self {
             inner: Arc::new_cyclic(|this| Inner {
@@ -173,6 +175,8 @@ impl Control {
                 let starting =
                     matches!(session.state, SessionState::Starting | SessionState::Resuming);
                 inner.admission.adopt(&session, starting);
+            } else if session.state == SessionState::Requested {
+                inner.admission.enter_again(&session);
             }
             let (entry, _) = inner.board.insert(session, vm);
             entry.set_sign_in(sign_ins.remove(&entry.id));

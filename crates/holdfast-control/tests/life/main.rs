@@ -7,4 +7,5 @@ mod gate;
 mod histories;
 mod leases;
 mod promises;
+mod queue;
 mod world;

@@ -1,6 +1,13 @@
 //! A machine with a database, on which servers come and go.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use holdfast_control::{
     Attached, Clock, Control, ControlConfig, ControlError, CreateRequest, GuestPort, ImageSource,
@@ -78,6 +85,7 @@ pub fn parts(
         providers: Arc::new(Catalog::shipped().unwrap()),
         config,
         clock,
+        memory: Arc::new(|| None),
         host: HostId::from_uuid(Uuid::from_u128(1)),
         store_knows_host: true,
     }
@@ -89,6 +97,8 @@ pub struct World {
     pub owner: OwnerId,
     pub config: ControlConfig,
     pub control: Control,
+    /// Memory that the host has available, in MiB.
+    pub available: Arc<AtomicU64>,
     clock: Clock,
     dead: CancellationToken,
     _threads: Threads,
@@ -117,7 +127,8 @@ impl World {
         let machine = SimDriver::open(dir.path().join("sim")).unwrap();
         let clock = Clock::tokio(Timestamp::from_second(1_800_000_000).unwrap());
         let dead = CancellationToken::new();
-        let control = control(&database, &machine, &config, &clock, &dead);
+        let available = Arc::new(AtomicU64::new(u64::MAX));
+        let control = control(&database, &machine, &config, &clock, &available, &dead);
         control.start().await.unwrap();
         Self {
             database,
@@ -125,6 +136,7 @@ impl World {
             owner,
             config,
             control,
+            available,
             clock,
             dead,
             _threads: Threads(Some(threads)),
@@ -136,8 +148,14 @@ impl World {
     pub async fn restart(&mut self) {
         self.dead.cancel();
         self.dead = CancellationToken::new();
-        self.control =
-            control(&self.database, &self.machine, &self.config, &self.clock, &self.dead);
+        self.control = control(
+            &self.database,
+            &self.machine,
+            &self.config,
+            &self.clock,
+            &self.available,
+            &self.dead,
+        );
         // A store that is away is waited for, as the server does.
         if self.control.start().await.is_err() {
             assert!(self.database.is_away(), "a server starts");
@@ -197,9 +215,14 @@ fn control(
     machine: &SimDriver,
     config: &ControlConfig,
     clock: &Clock,
+    available: &Arc<AtomicU64>,
     dead: &CancellationToken,
 ) -> Control {
     let store = GatedStore { database: Arc::clone(database), dead: dead.clone() };
     let driver = GatedDriver { driver: machine.clone(), dead: dead.clone(), sick: Arc::default() };
-    Control::new(parts(Arc::new(store), Arc::new(driver), config.clone(), clock.clone()))
+    let available = Arc::clone(available);
+    Control::new(Parts {
+        memory: Arc::new(move || Some(available.load(Ordering::Relaxed))),
+        ..parts(Arc::new(store), Arc::new(driver), config.clone(), clock.clone())
+    })
 }

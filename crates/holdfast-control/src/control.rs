@@ -141,6 +141,7 @@ impl Control {
     pub async fn start(&self) -> Result<usize, ControlError> {
         let inner = &self.inner;
         fail::fail_point!("adopt.read");
+        let began = std::time::Instant::now();
         let states = SessionState::ALL.into_iter().filter(|s| !s.is_final()).collect();
         let filter = SessionFilter { states, ..SessionFilter::default() };
         let sessions = inner.store.sessions(filter).await?;
@@ -191,6 +192,7 @@ impl Control {
         inner.tasks.spawn(pool::run(Arc::clone(inner)));
         inner.adopted.store(true, Ordering::Release);
         metrics::counter!("holdfast_adopted_sessions_total").increment(count as u64);
+        metrics::gauge!("holdfast_adoption_seconds").set(began.elapsed().as_secs_f64());
         tracing::info!(sessions = count, "adopted the sessions in the store");
         Ok(count)
     }
@@ -279,6 +281,7 @@ impl Control {
     pub async fn heartbeat(&self, id: SessionId) -> Result<Timestamp, ControlError> {
         let entry = self.entry(id).await?;
         let now = self.inner.clock.now();
+        metrics::counter!("holdfast_heartbeats_total").increment(1);
         Ok(self.inner.leases.extend(&entry, now, now + self.inner.config.lease))
     }
 

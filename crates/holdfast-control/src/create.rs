@@ -100,6 +100,7 @@ impl Control {
         let id = session.id;
         session.checkpoint = checkpoint;
         if let Some(pooled) = &pooled {
+            fail::fail_point!("pool.tie");
             session.vm = Some(pooled.id);
             session.state = SessionState::Starting;
             vm = Vm { session: Some(session.id), ..pooled.clone() };

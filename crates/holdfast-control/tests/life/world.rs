@@ -14,14 +14,14 @@ use holdfast_control::{
     Parts,
 };
 use holdfast_core::{
-    HostId, OwnerId, Screen, Session, SessionId, SessionSpec, Timestamp, health::Patience,
+    HostId, OwnerId, Screen, Session, SessionId, SessionSpec, Timestamp, Vm, health::Patience,
     provider::Catalog,
 };
 use holdfast_host::{
     driver::{Driver, GuestStream, ImageRef},
     drivers::sim::SimDriver,
 };
-use holdfast_store::Store;
+use holdfast_store::{SessionFilter, Store};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -107,8 +107,9 @@ pub struct World {
 
 impl World {
     /// A machine with a server that has started.
-    pub async fn new(config: ControlConfig) -> Self {
+    pub async fn new(mut config: ControlConfig) -> Self {
         let dir = fast_dir();
+        config.snapshot_dir = dir.path().join("snapshots");
         let threads = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -171,9 +172,12 @@ impl World {
         self.clock.now()
     }
 
+    pub fn request(&self) -> CreateRequest {
+        CreateRequest { owner: self.owner, spec: spec(), sign_in: None, key: None }
+    }
+
     pub async fn create(&self) -> Result<Session, ControlError> {
-        let request = CreateRequest { owner: self.owner, spec: spec(), sign_in: None, key: None };
-        self.control.create(request).await.map(|(live, _)| live.session)
+        self.control.create(self.request()).await.map(|(live, _)| live.session)
     }
 
     pub async fn open(&self, id: SessionId) -> Result<(GuestStream, Attached), ControlError> {
@@ -183,6 +187,24 @@ impl World {
     /// What the database says of a session, also while it is said to be away.
     pub fn stored(&self, id: SessionId) -> Option<Session> {
         self.database.ask(|store| Box::pin(async move { store.session(id).await })).unwrap()
+    }
+
+    /// The ids of all sessions in the database, newest first.
+    pub fn all(&self) -> Vec<Session> {
+        let filter = SessionFilter::default();
+        self.database.ask(|store| Box::pin(async move { store.sessions(filter).await })).unwrap()
+    }
+
+    /// What the database says of a session's VM.
+    pub fn vm(&self, session: &Session) -> Vm {
+        let id = session.vm.expect("a session has a VM");
+        self.database.ask(|store| Box::pin(async move { store.vm(id).await })).unwrap().unwrap()
+    }
+
+    /// Names of the snapshots on this host.
+    pub fn snapshots(&self) -> Vec<String> {
+        let found = std::fs::read_dir(&self.config.snapshot_dir).into_iter().flatten().flatten();
+        found.map(|entry| entry.file_name().into_string().unwrap()).collect()
     }
 
     /// Waits until the session is in one of these states.

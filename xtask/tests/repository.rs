@@ -259,6 +259,64 @@ fn every_package_inherits_the_workspace() {
     }
 }
 
+/// Names of metrics in a text: what begins with `holdfast_`, up to what cannot be part of a name.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for (at, _) in text.match_indices("holdfast_") {
+        let before = text[..at].chars().next_back();
+        let name: String =
+            text[at..].chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+        if before.is_none_or(|c| !c.is_ascii_alphanumeric() && c != '_' && c != '/') {
+            found.insert(name);
+        }
+    }
+    found
+}
+
+/// Names of metrics in calls of these macros.
+fn metrics_made(text: &str, macros: &[&str]) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for name in macros {
+        for (at, call) in text.match_indices(&format!("{name}!(")) {
+            if text[..at].ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_') {
+                continue;
+            }
+            let argument = text[at + call.len()..].trim_start();
+            let quoted = argument.strip_prefix('"').and_then(|rest| rest.split('"').next());
+            found.extend(quoted.map(str::to_owned));
+        }
+    }
+    found
+}
+
+#[test]
+fn every_metric_is_described_and_watched_by_its_name() {
+    let code: String = sources(&["crates"], &["rs"])
+        .into_iter()
+        .filter(|(name, _)| name.contains("/src/"))
+        .map(|(_, text)| text)
+        .collect();
+    let made = metrics_made(&code, &["counter", "gauge", "histogram"]);
+    let described =
+        metrics_made(&code, &["describe_counter", "describe_gauge", "describe_histogram"]);
+    assert!(made.len() > 20, "{made:?}");
+    assert_eq!(made, described, "made, and described in server/src/metrics.rs");
+    for (file, text) in sources(&["packaging"], &["json", "yaml"]) {
+        for name in metrics_in(&text) {
+            // Of a histogram, Prometheus makes these.
+            let base = ["_count", "_sum"].iter().find_map(|end| name.strip_suffix(end));
+            let known = made.contains(&name) || base.is_some_and(|base| made.contains(base));
+            assert!(known, "{file}: there is no metric {name}");
+        }
+    }
+    // Counters without a label, and those with labels that are known, begin at zero.
+    let counters = metrics_made(&code, &["counter"]);
+    let (_, zeroed) = code.split_once("fn count_from_zero").expect("it is in the sources");
+    let zeroed = metrics_in(zeroed.split("\n}\n").next().expect("a function ends"));
+    let missing: Vec<_> = counters.difference(&zeroed).collect();
+    assert_eq!(missing, ["holdfast_reconcile_steps_total"], "only the plan knows its steps");
+}
+
 #[test]
 fn the_readme_names_the_two_commands() {
     let readme = fs::read_to_string(root().join("README.md")).expect("there is a README");

@@ -11,7 +11,7 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_core::{
-    Actor, EndReason, SessionState, VmState,
+    Actor, EndReason, SessionState, SignInOutcome, VmState,
     plan::{Step, plan},
 };
 use holdfast_host::driver::{DriverError, StartFrom};
@@ -19,7 +19,7 @@ use holdfast_store::StoreError;
 
 use crate::{
     ControlError, Live,
-    admission::Verdict,
+    admission::{self, Cause, Verdict},
     board::Entry,
     bringup, checkpoint,
     control::{Inner, commit, end_entry, note, reread},
@@ -45,10 +45,12 @@ pub(crate) enum Next {
 #[derive(Default)]
 struct Memory {
     watcher: Watcher,
-    queued_at: Option<usize>,
+    queued_at: Option<(usize, Cause)>,
     warned: Warned,
 }
 
+/// Time between looks at the host's memory while a session waits for some.
+const MEMORY_INTERVAL: Duration = Duration::from_secs(2);
 /// Pause after a step that failed for a reason outside the session, such as a lost store; doubled
 /// up to the second value.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
@@ -163,11 +165,16 @@ async fn admit(
     inner: &Inner,
     entry: &Entry,
     live: &Live,
-    queued_at: &mut Option<usize>,
+    queued_at: &mut Option<(usize, Cause)>,
 ) -> Result<Next, ControlError> {
     let mut room = inner.room.subscribe();
-    match inner.admission.ask(&live.session) {
-        Verdict::Admitted => {
+    let needs_mib =
+        admission::needs(live.session.spec.memory_mib, checkpoint::will_be_cloned(inner, live));
+    match inner.admission.ask(&live.session, needs_mib) {
+        Verdict::Admitted { more } => {
+            if more {
+                inner.room.send_modify(|n| *n += 1);
+            }
             let edit = Edit::new(&live.session, &live.vm, inner.clock.now()).detail(None);
             let edit = if live.session.state == SessionState::Resuming {
                 edit.vm_to(VmState::Preparing, "Room was found.", Actor::Reconciler)
@@ -176,9 +183,9 @@ async fn admit(
             };
             commit(inner, entry, edit).await.map(|()| Next::Again)
         }
-        Verdict::Queued { position, why } => {
-            if *queued_at != Some(position) {
-                *queued_at = Some(position);
+        Verdict::Queued { position, cause, why } => {
+            if *queued_at != Some((position, cause)) {
+                *queued_at = Some((position, cause));
                 let text = format!("Waiting for room, place {position} in the queue: {why}.");
                 let edit = Edit::new(&live.session, &live.vm, inner.clock.now())
                     .detail(Some(text.clone()))
@@ -188,12 +195,16 @@ async fn admit(
             if limits::unattended(inner, entry, false).await? {
                 return Ok(Next::Again);
             }
+            // The lease of a waiting session runs out too.
+            let wait = match cause {
+                Cause::HostMemory => MEMORY_INTERVAL.min(inner.config.lease),
+                _ => inner.config.lease,
+            };
             tokio::select! {
                 _ = room.changed() => {}
                 () = entry.ending.cancelled() => {}
                 () = entry.wake.notified() => {}
-                // The lease of a waiting session runs out too.
-                () = tokio::time::sleep(inner.config.lease) => {}
+                () = tokio::time::sleep(wait) => {}
             }
             Ok(Next::Again)
         }
@@ -286,6 +297,11 @@ async fn watch(
     live: &Live,
     memory: &mut Memory,
 ) -> Result<Next, ControlError> {
+    // A server that died, or lost its store, between the hand-over and the end left both to others.
+    if entry.sign_in().is_some_and(|it| it.outcome == Some(SignInOutcome::Succeeded)) {
+        end_entry(inner, entry, EndReason::Completed, Actor::Reconciler).await?;
+        return Ok(Next::Again);
+    }
     if limits::enforce(inner, entry, live, &mut memory.warned).await? {
         return Ok(Next::Again);
     }

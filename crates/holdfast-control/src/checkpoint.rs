@@ -48,6 +48,11 @@ pub(crate) fn restores(inner: &Inner, live: &Live) -> bool {
     first && warm(inner, live).is_some()
 }
 
+/// Whether a VM that was not started yet will be cloned from the warm image.
+pub(crate) fn will_be_cloned(inner: &Inner, live: &Live) -> bool {
+    live.session.checkpoint.is_none() && restores(inner, live)
+}
+
 /// The secret of a VM that starts. One that is restored from a checkpoint of its own gets another than
 /// it had then: by that its guest knows that it has to renew its clock and its randomness.
 pub(crate) fn next_secret(live: &Live, to: VmState) -> Result<Option<String>, ControlError> {

@@ -70,8 +70,12 @@ pub struct ControlConfig {
     pub max_vms: usize,
     /// VMs that may boot at once; more wait, oldest first.
     pub max_starting: usize,
-    /// Memory that all VMs together may have, in MiB.
+    /// Sessions that may wait for room or for their start; one more is refused.
+    pub max_waiting: usize,
+    /// Memory that all VMs together may have, in MiB, by their sizes.
     pub memory_budget_mib: u64,
+    /// Memory of the host that no VM is started into, in MiB.
+    pub memory_reserve_mib: u64,
     /// Largest size of a VM's writable disk in MiB.
     pub disk_mib: u32,
     /// What guests may reach.
@@ -109,7 +113,9 @@ impl Default for ControlConfig {
             sweep_interval: Duration::from_mins(1),
             max_vms: 64,
             max_starting: 4,
+            max_waiting: 100,
             memory_budget_mib: 16 * 1024,
+            memory_reserve_mib: 256,
             disk_mib: 8 * 1024,
             egress: EgressPolicy::default(),
             dns: Vec::new(),

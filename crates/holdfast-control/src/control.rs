@@ -22,7 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     Clock, ControlConfig, ControlError, Live, Notice, SweepReport, actor,
-    admission::Admission,
+    admission::{Admission, MemoryProbe},
     board::{Board, Entry},
     lease::LeaseBook,
     pool::{self, Pool},
@@ -65,6 +65,8 @@ pub struct Parts {
     pub config: ControlConfig,
     /// The time.
     pub clock: Clock,
+    /// Memory of this host that is available now.
+    pub memory: MemoryProbe,
     /// This host.
     pub host: HostId,
     /// The store knew this host before. When it did not, VMs found on the machine may belong to
@@ -107,7 +109,7 @@ pub struct Control {
 impl Control {
     /// Puts the parts together. Nothing runs until [`Control::start`].
     pub fn new(parts: Parts) -> Self {
-        let admission = Admission::new(&parts.config);
+        let admission = Admission::new(&parts.config, parts.memory);
         let (room, _) = watch::channel(0);
         Self {
             inner: Arc::new_cyclic(|this| Inner {
@@ -139,6 +141,7 @@ impl Control {
     pub async fn start(&self) -> Result<usize, ControlError> {
         let inner = &self.inner;
         fail::fail_point!("adopt.read");
+        let began = std::time::Instant::now();
         let states = SessionState::ALL.into_iter().filter(|s| !s.is_final()).collect();
         let filter = SessionFilter { states, ..SessionFilter::default() };
         let sessions = inner.store.sessions(filter).await?;
@@ -173,6 +176,8 @@ impl Control {
                 let starting =
                     matches!(session.state, SessionState::Starting | SessionState::Resuming);
                 inner.admission.adopt(&session, starting);
+            } else if session.state == SessionState::Requested {
+                inner.admission.enter_again(&session);
             }
             let (entry, _) = inner.board.insert(session, vm);
             entry.set_sign_in(sign_ins.remove(&entry.id));
@@ -187,6 +192,7 @@ impl Control {
         inner.tasks.spawn(pool::run(Arc::clone(inner)));
         inner.adopted.store(true, Ordering::Release);
         metrics::counter!("holdfast_adopted_sessions_total").increment(count as u64);
+        metrics::gauge!("holdfast_adoption_seconds").set(began.elapsed().as_secs_f64());
         tracing::info!(sessions = count, "adopted the sessions in the store");
         Ok(count)
     }
@@ -275,6 +281,7 @@ impl Control {
     pub async fn heartbeat(&self, id: SessionId) -> Result<Timestamp, ControlError> {
         let entry = self.entry(id).await?;
         let now = self.inner.clock.now();
+        metrics::counter!("holdfast_heartbeats_total").increment(1);
         Ok(self.inner.leases.extend(&entry, now, now + self.inner.config.lease))
     }
 

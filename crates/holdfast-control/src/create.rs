@@ -11,7 +11,7 @@ use holdfast_store::{IdempotencyKey, NewSession};
 use uuid::Uuid;
 
 use crate::{
-    Control, ControlError, Live,
+    Control, ControlError, Live, admission,
     control::{Inner, random_hex},
     records::event,
 };
@@ -45,8 +45,26 @@ impl Control {
         self.create_from(request, None).await
     }
 
-    /// Writes a session that starts from somebody's checkpoint, or afresh.
+    /// Writes a session that starts from somebody's checkpoint, or afresh. Once begun it is done to
+    /// its end, also when nobody waits for its answer any more: a session that is half made in memory
+    /// would have nobody who works on it.
     pub(crate) async fn create_from(
+        &self,
+        request: CreateRequest,
+        checkpoint: Option<Checkpoint>,
+    ) -> Result<(Live, bool), ControlError> {
+        let control = self.clone();
+        let made = tokio::spawn(async move { control.create_now(request, checkpoint).await });
+        match made.await {
+            Ok(made) => made,
+            Err(ended) => match ended.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(ControlError::Draining("the server is stopping")),
+            },
+        }
+    }
+
+    async fn create_now(
         &self,
         request: CreateRequest,
         checkpoint: Option<Checkpoint>,
@@ -70,8 +88,19 @@ impl Control {
             Some(_) => None,
             None => inner.pool.take(inner, &request.spec, &image.digest),
         };
+        if pooled.is_none() {
+            let spec = &session.spec;
+            let is_clone = checkpoint.is_none()
+                && inner.images.warm(&image.digest, spec.memory_mib, spec.vcpus).is_some();
+            let needs_mib = admission::needs(spec.memory_mib, is_clone);
+            if let Err(why) = inner.admission.enter(&session, needs_mib) {
+                return made_before(inner, &request).await?.ok_or(ControlError::Full(why));
+            }
+        }
+        let id = session.id;
         session.checkpoint = checkpoint;
         if let Some(pooled) = &pooled {
+            fail::fail_point!("pool.tie");
             session.vm = Some(pooled.id);
             session.state = SessionState::Starting;
             vm = Vm { session: Some(session.id), ..pooled.clone() };
@@ -93,6 +122,7 @@ impl Control {
         let created = match inner.store.create_session(new).await {
             Ok(created) => created,
             Err(error) => {
+                inner.admission.release(id);
                 if let Some(pooled) = pooled {
                     inner.pool.put_back(inner, pooled);
                 }
@@ -109,7 +139,9 @@ impl Control {
             }
         }
         let live = Live { session: created.session, vm: created.vm };
-        if !created.replayed {
+        if created.replayed {
+            inner.admission.release(id);
+        } else {
             metrics::counter!("holdfast_sessions_created_total").increment(1);
             tracing::info!(session = %live.session.id, vm = %live.vm.id, "session created");
             let (entry, new) = inner.board.insert(live.session.clone(), live.vm.clone());
@@ -120,6 +152,16 @@ impl Control {
         }
         Ok((live, created.replayed))
     }
+}
+
+/// What an earlier request with the same key made: also a host that is full answers with that.
+async fn made_before(
+    inner: &Inner,
+    request: &CreateRequest,
+) -> Result<Option<(Live, bool)>, ControlError> {
+    let Some(key) = &request.key else { return Ok(None) };
+    let made = inner.store.made_with(request.owner, key.clone()).await?;
+    Ok(made.map(|made| (Live { session: made.session, vm: made.vm }, true)))
 }
 
 /// The sign-in of a new session, when its provider has a tool.

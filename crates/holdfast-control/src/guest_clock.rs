@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     fn at(ms: i64) -> Timestamp {
-        Timestamp::from_millisecond(1_700_000_000_000 + ms).unwrap()
+        Timestamp::from_millisecond(1_700_000_000_000 + ms).expect("a time")
     }
 
     const fn ms(ms: i64) -> SignedDuration {

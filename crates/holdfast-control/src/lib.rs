@@ -30,6 +30,7 @@ mod stream;
 mod sweep;
 mod teardown;
 
+pub use admission::MemoryProbe;
 pub use board::{Live, Notice, Route};
 pub use clock::Clock;
 pub use config::{ControlConfig, OnIdle};

@@ -6,7 +6,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use holdfast_core::{Actor, EndReason, Session, SessionState, Timestamp};
+use holdfast_core::{Actor, EndReason, Session, SessionState, Timestamp, Vm};
 
 use crate::{
     Control, ControlError, Live,
@@ -30,7 +30,7 @@ pub struct Limits {
 /// What was announced already. Lost in a crash, which only announces it again.
 #[derive(Debug, Default)]
 pub(crate) struct Warned {
-    lifetime: bool,
+    lifetime: Option<Timestamp>,
     idle: Option<Timestamp>,
     lease: Option<Timestamp>,
 }
@@ -42,10 +42,15 @@ impl Control {
             return None;
         }
         let inner = self.inner();
+        if session.state == SessionState::Hibernated {
+            let until = session.state_since + inner.config.keep_hibernated;
+            return Some(Limits { idle_at: None, ends_at: until, kept_until: until });
+        }
         let entry = inner.board.get(session.id);
+        let vm = entry.as_ref().map(|entry| entry.live().vm);
         Some(Limits {
             idle_at: entry.and_then(|entry| idle_at(inner, &entry, session)),
-            ends_at: session.created_at + inner.config.max_lifetime,
+            ends_at: ends_at(inner, session, vm.as_ref()),
             kept_until: session.lease_expires_at + inner.config.grace,
         })
     }
@@ -59,8 +64,7 @@ pub(crate) async fn enforce(
     warned: &mut Warned,
 ) -> Result<bool, ControlError> {
     let now = inner.clock.now();
-    let ends_at = live.session.created_at + inner.config.max_lifetime;
-    if now >= ends_at {
+    if now >= ends_at(inner, &live.session, Some(&live.vm)) {
         end_entry(inner, entry, EndReason::MaxLifetime, Actor::Reconciler).await?;
         return Ok(true);
     }
@@ -123,6 +127,13 @@ async fn leave(
     commit(inner, entry, edit).await
 }
 
+/// The lifetime begins when the session is made, and again when it is brought back: on a VM of its
+/// own, which would otherwise end as soon as it is there.
+fn ends_at(inner: &Inner, session: &Session, vm: Option<&Vm>) -> Timestamp {
+    let began_at = vm.map_or(session.created_at, |vm| vm.created_at.max(session.created_at));
+    began_at + inner.config.max_lifetime
+}
+
 /// A sign-in waits for its person with a deadline of its own, so it is not idle before its end.
 fn idle_at(inner: &Inner, entry: &Entry, session: &Session) -> Option<Timestamp> {
     let applies = matches!(session.state, SessionState::Ready | SessionState::Degraded)
@@ -135,9 +146,9 @@ async fn announce(inner: &Inner, entry: &Entry, live: &Live, warned: &mut Warned
     let config = &inner.config;
     // A short limit is announced in its second half.
     let ahead = |limit: Duration| config.warn.min(limit / 2);
-    let ends_at = live.session.created_at + config.max_lifetime;
-    if !warned.lifetime && now >= ends_at - ahead(config.max_lifetime) {
-        warned.lifetime = true;
+    let ends_at = ends_at(inner, &live.session, Some(&live.vm));
+    if warned.lifetime != Some(ends_at) && now >= ends_at - ahead(config.max_lifetime) {
+        warned.lifetime = Some(ends_at);
         let text = format!("The session reaches its maximum lifetime at {ends_at} and ends then.");
         note(inner, entry, "limit.lifetime", &text, Actor::Reconciler).await;
     }

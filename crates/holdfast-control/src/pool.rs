@@ -283,6 +283,7 @@ async fn make(inner: &Arc<Inner>) -> Result<bool, ControlError> {
         screen: Screen::DEFAULT,
         eager: true,
     };
+    fail::fail_point!("pool.make");
     let mut latest = vm;
     let made = tokio::select! {
         made = tokio::time::timeout(MAKE_DEADLINE, bring_up(inner, &mut latest, &spec, &warm)) => {

@@ -111,6 +111,10 @@ impl Watcher {
     ) -> Result<Next, ControlError> {
         let Live { session, vm } = entry.live();
         let id = vm.id;
+        let counted = !matches!(finding, Finding::Halted(_));
+        if counted && matches!(rung, Rung::RestartService(_) | Rung::Resume | Rung::GiveUp) {
+            metrics::counter!("holdfast_repairs_total", "rung" => rung.as_str()).increment(1);
+        }
         match rung {
             Rung::Fine => {}
             Rung::ProbeAgain => return Ok(Next::After(inner.config.patience.interval)),
@@ -164,8 +168,7 @@ impl Watcher {
                 }
                 return Ok(Next::After(Duration::from_millis(500)));
             }
-            Rung::Restore => start_again(inner, entry, finding, true).await?,
-            Rung::ColdBoot => start_again(inner, entry, finding, false).await?,
+            Rung::Restore | Rung::ColdBoot => start_again(inner, entry, finding, rung).await?,
             Rung::GiveUp => {
                 keep_console(inner, entry, id).await;
                 let text = format!("Every repair was tried: {finding}.");
@@ -313,8 +316,9 @@ async fn start_again(
     inner: &Inner,
     entry: &Entry,
     finding: &Finding,
-    restore: bool,
+    rung: &Rung,
 ) -> Result<(), ControlError> {
+    let restore = *rung == Rung::Restore;
     let id = entry.live().vm.id;
     keep_console(inner, entry, id).await;
     fail::fail_point!("repair.stop");
@@ -344,7 +348,7 @@ async fn start_again(
             "Starting the machine again from its disk because {finding}. Files are kept; open programs and unsaved work are lost."
         ),
     };
-    metrics::counter!("holdfast_machine_restarts_total", "kind" => kind).increment(1);
+    metrics::counter!("holdfast_repairs_total", "rung" => rung.as_str()).increment(1);
     let edit = Edit::new(&session, &vm, inner.clock.now())
         .detail(Some(text.clone()))
         .note(kind, &text, Actor::Reconciler)

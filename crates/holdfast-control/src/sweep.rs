@@ -88,6 +88,7 @@ pub(crate) async fn sweep(inner: &Inner) -> Result<SweepReport, ControlError> {
             }
         }
     }
+    metrics::gauge!("holdfast_quarantined_vms").set(report.quarantined.len() as f64);
     if !report.quarantined.is_empty() {
         tracing::error!(vms = ?report.quarantined, "VMs are on this machine that the store does not know, and the store does not know this host: is it the right store? They are kept");
     }

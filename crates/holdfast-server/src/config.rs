@@ -130,10 +130,15 @@ pub struct VmConfig {
     pub disk_mib: u32,
     /// VMs at once; 0 means what memory allows.
     pub max_vms: usize,
-    /// Memory for all VMs together in MiB; 0 means three quarters of the host's.
+    /// Memory for all VMs together in MiB, by their sizes; 0 means three quarters of the host's.
     pub memory_budget_mib: u64,
+    /// Memory of the host in MiB that is left when a VM starts, whatever uses the rest; 0 means a
+    /// sixteenth of it, at most 1024.
+    pub memory_reserve_mib: u64,
     /// VMs that boot at once; 0 means one more than there are processors.
     pub max_starting: usize,
+    /// Sessions that wait for room or for their start; one more is refused.
+    pub max_waiting: usize,
     /// New sessions are cloned from a VM that was booted before, where the driver can. What is
     /// missing for that is made in the background.
     pub warm: bool,
@@ -225,7 +230,9 @@ impl Default for VmConfig {
             disk_mib: 8192,
             max_vms: 0,
             memory_budget_mib: 0,
+            memory_reserve_mib: 0,
             max_starting: 0,
+            max_waiting: 100,
             warm: true,
             pool_min: 0,
             pool_max: 0,
@@ -363,6 +370,10 @@ impl Config {
             0 => memory_mib * 3 / 4,
             given => given,
         };
+        let reserve = match self.vm.memory_reserve_mib {
+            0 => (memory_mib / 16).min(1024),
+            given => given,
+        };
         let max_vms = match self.vm.max_vms {
             // Clones of one image share most of their pages, so memory is not the only measure.
             0 => (budget / u64::from(self.vm.memory_mib.max(1))).max(1) as usize,
@@ -390,7 +401,9 @@ impl Config {
             pool_vcpus: self.vm.vcpus,
             max_vms,
             max_starting: if self.vm.max_starting == 0 { cpus + 1 } else { self.vm.max_starting },
+            max_waiting: self.vm.max_waiting,
             memory_budget_mib: budget,
+            memory_reserve_mib: reserve,
             disk_mib: self.vm.disk_mib,
             egress: EgressPolicy {
                 internet: self.egress.internet,

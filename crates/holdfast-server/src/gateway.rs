@@ -48,6 +48,8 @@ const SERVER_STOPS: End = (1012, "the server is restarting; the session goes on"
 const ACCESS_OVER: End = (4401, "the right to see this session has expired or was revoked");
 const NOT_ALLOWED: End = (4403, "this link may only be looked through");
 const HALF_OPEN: End = (4408, "no answer to pings");
+/// Never sent: there is nobody to send it to.
+const BROKEN: End = (1006, "the connection broke");
 
 /// Notices when the other side is not heard from any more.
 struct Pulse {
@@ -198,14 +200,17 @@ async fn carry<T>(
                     _ = pings.tick() => Message::Ping(Bytes::new()),
                 };
                 if to_user.send(message).await.is_err() {
-                    return None;
+                    // Whether the viewer said goodbye before is found out by who listens to it.
+                    tokio::time::sleep(GOODBYE).await;
+                    return Some(BROKEN);
                 }
             }
         };
         let up = async {
             loop {
                 let message = match from_user.next().await {
-                    Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
+                    Some(Ok(Message::Close(_))) => return None,
+                    Some(Err(_)) | None => return Some(BROKEN),
                     Some(Ok(message)) => message,
                 };
                 pulse.heard(&attached);
@@ -244,6 +249,9 @@ async fn carry<T>(
     }
     let (code, reason) = end;
     metrics::counter!("holdfast_stream_drops_total", "code" => code.to_string()).increment(1);
+    if end == BROKEN {
+        return;
+    }
     let frame = Message::Close(Some(CloseFrame { code, reason: reason.into() }));
     // A viewer that takes nothing any more needs no reason.
     let _ = tokio::time::timeout(GOODBYE, to_user.send(frame)).await;

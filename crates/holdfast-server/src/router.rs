@@ -4,7 +4,7 @@ use std::{any::Any, sync::Arc};
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Request, State},
+    extract::{DefaultBodyLimit, MatchedPath, Request, State},
     middleware,
     response::{IntoResponse as _, Response},
     routing::{any, get, post},
@@ -31,6 +31,8 @@ const WITHOUT_SESSIONS: [&str; 3] = ["/api/login", "/api/version", "/api/provide
 
 /// What the listener serves, from before anything is wired.
 pub(crate) fn front(config: Arc<Config>, boot: Boot) -> Router {
+    // What is counted before somebody installed the recorder is lost.
+    crate::metrics::handle();
     Router::new()
         .fallback(dispatch)
         .with_state(boot)
@@ -85,7 +87,7 @@ fn starting(boot: &Boot, path: &str) -> Response {
 
 /// Every route of a server that is wired.
 pub(crate) fn inner(state: AppState) -> Router {
-    crate::metrics::handle();
+    crate::metrics::count_from_zero(state.control.providers());
     let (documented, document) = openapi::documented().split_for_parts();
     let document = document.to_json().unwrap_or_default();
     let document = move || async move { ([(header::CONTENT_TYPE, "application/json")], document) };
@@ -101,8 +103,19 @@ pub(crate) fn inner(state: AppState) -> Router {
         .method_not_allowed_fallback(no_such_method)
         .fallback(assets::serve)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::from_fn(name_route))
         .layer(middleware::from_fn_with_state(state.clone(), taken_over))
         .with_state(state)
+}
+
+/// Tells those who count answers which route one came from.
+async fn name_route(request: Request, next: middleware::Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let mut response = next.run(request).await;
+    if let Some(route) = route {
+        response.extensions_mut().insert(route);
+    }
+    response
 }
 
 /// Sessions are answered for only once they were taken over: before that, one that lives could
@@ -161,7 +174,12 @@ async fn traced(request: Request, next: middleware::Next) -> Response {
     let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
     span.in_scope(|| tracing::debug!(status, ms, "answered"));
     if is_api {
-        metrics::histogram!("holdfast_http_seconds").record(began.elapsed().as_secs_f64());
+        // Never the path itself: ids would make a series for each session.
+        let route = response.extensions().get::<MatchedPath>();
+        let route = route.map_or_else(|| "none".to_owned(), |route| route.as_str().to_owned());
+        let status = response.status().as_str().to_owned();
+        metrics::histogram!("holdfast_http_seconds", "route" => route, "status" => status)
+            .record(began.elapsed().as_secs_f64());
         response
             .headers_mut()
             .entry(header::CACHE_CONTROL)

@@ -167,6 +167,7 @@ impl ImageSource for WarmImages {
     }
 
     fn warm_failed(&self, path: &Path, damaged: bool, why: &str) {
+        metrics::counter!("holdfast_warm_failures_total").increment(1);
         let mut state = self.lock();
         if damaged {
             state.given_up.insert(path.to_owned());

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use holdfast_control::{Clock, Control, ImageSource, Parts};
+use holdfast_control::{Clock, Control, ImageSource, MemoryProbe, Parts};
 use holdfast_core::{HostId, Timestamp};
 use holdfast_host::driver::Driver;
 use holdfast_store::{HostRecord, Store, StoreError};
@@ -107,6 +107,11 @@ pub(crate) async fn open(
     let store_knows_host = trust_store(dir, driver.as_ref(), &vms, knows_host).await?;
 
     let (cpus, memory_mib) = means();
+    // Simulated VMs take none.
+    let memory: MemoryProbe = match driver.name() {
+        "sim" => Arc::new(|| None),
+        _ => Arc::new(available_mib),
+    };
     let control = Control::new(Parts {
         store,
         driver,
@@ -114,6 +119,7 @@ pub(crate) async fn open(
         providers: Arc::new(config.providers()?),
         config: config.control(cpus, memory_mib),
         clock: Clock::System,
+        memory,
         host,
         store_knows_host,
     });
@@ -210,6 +216,14 @@ pub(crate) fn means() -> (usize, u64) {
     #[allow(clippy::unnecessary_cast)]
     let bytes = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit));
     (cpus, bytes >> 20)
+}
+
+/// Memory of this host that can be had without taking it from anything in use, in MiB.
+fn available_mib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let rest = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = rest.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib / 1024)
 }
 
 /// Says again and again that this host is there.

@@ -46,6 +46,9 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::KeyReused`] when the request was another.
     async fn create_session(&self, new: NewSession) -> Result<Created>;
 
+    /// What a request with this key made before; refuses it as [`Store::create_session`] does.
+    async fn made_with(&self, owner: OwnerId, key: IdempotencyKey) -> Result<Option<Created>>;
+
     /// A session by id, whatever its state.
     async fn session(&self, id: SessionId) -> Result<Option<Session>>;
 

@@ -25,8 +25,8 @@ use holdfast_host::driver::{
     self, Driver, GuestStream, Observed, Probe, StartFrom, Stop, Usage, VmSpec,
 };
 use holdfast_store::{
-    Change, Created, Delivery, HostRecord, LeaseTouch, NewSession, NewToken, Result, SessionFilter,
-    ShareLink, Store, StoreCheck, StoreError, Taken, TokenRecord,
+    Change, Created, Delivery, HostRecord, IdempotencyKey, LeaseTouch, NewSession, NewToken,
+    Result, SessionFilter, ShareLink, Store, StoreCheck, StoreError, Taken, TokenRecord,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
@@ -142,6 +142,7 @@ macro_rules! gated {
 
 gated! {
     create_session(new: NewSession) -> Created;
+    made_with(owner: OwnerId, key: IdempotencyKey) -> Option<Created>;
     session(id: SessionId) -> Option<Session>;
     sessions(filter: SessionFilter) -> Vec<Session>;
     vm(id: VmId) -> Option<Vm>;

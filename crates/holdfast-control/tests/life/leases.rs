@@ -3,7 +3,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use holdfast_control::ControlConfig;
-use holdfast_core::{EndReason, SessionState};
+use holdfast_core::{Actor, EndReason, SessionState};
 
 use crate::world::{World, config};
 
@@ -107,6 +107,32 @@ async fn a_lifetime_is_announced_and_ends_also_what_is_used() {
     }
     assert!(kinds(&world, session.id).await.contains(&"limit.lifetime".to_owned()), "announced");
     let ended = world.until(session.id, &["ended"]).await;
+    assert_eq!(ended.end_reason, Some(EndReason::MaxLifetime));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lifetime_begins_again_when_a_session_is_brought_back() {
+    let world = World::new(config()).await;
+    let id = world.create().await.unwrap().id;
+    world.until(id, &["ready"]).await;
+    world.control.hibernate(id, Actor::User).await.unwrap();
+    let away = world.until(id, &["hibernated"]).await;
+    let limits = world.control.limits(&away).unwrap();
+    assert_eq!(limits.ends_at, away.state_since + world.config.keep_hibernated);
+    // Longer than it would have lived.
+    tokio::time::sleep(world.config.max_lifetime * 2).await;
+    let back_at = world.now();
+    world.control.resume(id, Actor::User).await.unwrap();
+    world.until(id, &["ready"]).await;
+    let session = world.control.find(id).await.unwrap().unwrap().session;
+    let ends_at = world.control.limits(&session).unwrap().ends_at;
+    assert!(ends_at >= back_at + world.config.max_lifetime);
+    while world.now() < ends_at - Duration::from_secs(1) {
+        world.control.heartbeat(id).await.unwrap();
+        assert_eq!(world.stored(id).unwrap().state, SessionState::Ready);
+        tokio::time::sleep(Duration::from_secs(20)).await;
+    }
+    let ended = world.until(id, &["ended"]).await;
     assert_eq!(ended.end_reason, Some(EndReason::MaxLifetime));
 }
 

@@ -6,5 +6,7 @@ mod crash;
 mod gate;
 mod histories;
 mod leases;
+mod lives;
 mod promises;
+mod queue;
 mod world;

@@ -1,20 +1,27 @@
 //! A machine with a database, on which servers come and go.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use holdfast_control::{
     Attached, Clock, Control, ControlConfig, ControlError, CreateRequest, GuestPort, ImageSource,
     Parts,
 };
 use holdfast_core::{
-    HostId, OwnerId, Screen, Session, SessionId, SessionSpec, Timestamp, health::Patience,
+    HostId, OwnerId, Screen, Session, SessionId, SessionSpec, Timestamp, Vm, health::Patience,
     provider::Catalog,
 };
 use holdfast_host::{
     driver::{Driver, GuestStream, ImageRef},
     drivers::sim::SimDriver,
 };
-use holdfast_store::Store;
+use holdfast_store::{SessionFilter, Store};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -78,6 +85,7 @@ pub fn parts(
         providers: Arc::new(Catalog::shipped().unwrap()),
         config,
         clock,
+        memory: Arc::new(|| None),
         host: HostId::from_uuid(Uuid::from_u128(1)),
         store_knows_host: true,
     }
@@ -89,6 +97,8 @@ pub struct World {
     pub owner: OwnerId,
     pub config: ControlConfig,
     pub control: Control,
+    /// Memory that the host has available, in MiB.
+    pub available: Arc<AtomicU64>,
     clock: Clock,
     dead: CancellationToken,
     _threads: Threads,
@@ -97,8 +107,9 @@ pub struct World {
 
 impl World {
     /// A machine with a server that has started.
-    pub async fn new(config: ControlConfig) -> Self {
+    pub async fn new(mut config: ControlConfig) -> Self {
         let dir = fast_dir();
+        config.snapshot_dir = dir.path().join("snapshots");
         let threads = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -117,7 +128,8 @@ impl World {
         let machine = SimDriver::open(dir.path().join("sim")).unwrap();
         let clock = Clock::tokio(Timestamp::from_second(1_800_000_000).unwrap());
         let dead = CancellationToken::new();
-        let control = control(&database, &machine, &config, &clock, &dead);
+        let available = Arc::new(AtomicU64::new(u64::MAX));
+        let control = control(&database, &machine, &config, &clock, &available, &dead);
         control.start().await.unwrap();
         Self {
             database,
@@ -125,6 +137,7 @@ impl World {
             owner,
             config,
             control,
+            available,
             clock,
             dead,
             _threads: Threads(Some(threads)),
@@ -136,8 +149,14 @@ impl World {
     pub async fn restart(&mut self) {
         self.dead.cancel();
         self.dead = CancellationToken::new();
-        self.control =
-            control(&self.database, &self.machine, &self.config, &self.clock, &self.dead);
+        self.control = control(
+            &self.database,
+            &self.machine,
+            &self.config,
+            &self.clock,
+            &self.available,
+            &self.dead,
+        );
         // A store that is away is waited for, as the server does.
         if self.control.start().await.is_err() {
             assert!(self.database.is_away(), "a server starts");
@@ -153,9 +172,12 @@ impl World {
         self.clock.now()
     }
 
+    pub fn request(&self) -> CreateRequest {
+        CreateRequest { owner: self.owner, spec: spec(), sign_in: None, key: None }
+    }
+
     pub async fn create(&self) -> Result<Session, ControlError> {
-        let request = CreateRequest { owner: self.owner, spec: spec(), sign_in: None, key: None };
-        self.control.create(request).await.map(|(live, _)| live.session)
+        self.control.create(self.request()).await.map(|(live, _)| live.session)
     }
 
     pub async fn open(&self, id: SessionId) -> Result<(GuestStream, Attached), ControlError> {
@@ -165,6 +187,24 @@ impl World {
     /// What the database says of a session, also while it is said to be away.
     pub fn stored(&self, id: SessionId) -> Option<Session> {
         self.database.ask(|store| Box::pin(async move { store.session(id).await })).unwrap()
+    }
+
+    /// The ids of all sessions in the database, newest first.
+    pub fn all(&self) -> Vec<Session> {
+        let filter = SessionFilter::default();
+        self.database.ask(|store| Box::pin(async move { store.sessions(filter).await })).unwrap()
+    }
+
+    /// What the database says of a session's VM.
+    pub fn vm(&self, session: &Session) -> Vm {
+        let id = session.vm.expect("a session has a VM");
+        self.database.ask(|store| Box::pin(async move { store.vm(id).await })).unwrap().unwrap()
+    }
+
+    /// Names of the snapshots on this host.
+    pub fn snapshots(&self) -> Vec<String> {
+        let found = std::fs::read_dir(&self.config.snapshot_dir).into_iter().flatten().flatten();
+        found.map(|entry| entry.file_name().into_string().unwrap()).collect()
     }
 
     /// Waits until the session is in one of these states.
@@ -197,9 +237,14 @@ fn control(
     machine: &SimDriver,
     config: &ControlConfig,
     clock: &Clock,
+    available: &Arc<AtomicU64>,
     dead: &CancellationToken,
 ) -> Control {
     let store = GatedStore { database: Arc::clone(database), dead: dead.clone() };
     let driver = GatedDriver { driver: machine.clone(), dead: dead.clone(), sick: Arc::default() };
-    Control::new(parts(Arc::new(store), Arc::new(driver), config.clone(), clock.clone()))
+    let available = Arc::clone(available);
+    Control::new(Parts {
+        memory: Arc::new(move || Some(available.load(Ordering::Relaxed))),
+        ..parts(Arc::new(store), Arc::new(driver), config.clone(), clock.clone())
+    })
 }

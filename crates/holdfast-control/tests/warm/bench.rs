@@ -202,6 +202,7 @@ fn control(
         providers: Arc::new(Catalog::shipped().unwrap()),
         config: config.clone(),
         clock: Clock::System,
+        memory: Arc::new(|| None),
         host: HostId::from_uuid(Uuid::from_u128(1)),
         store_knows_host: true,
     })

@@ -6,7 +6,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use holdfast_api::{self as api, Code, Problem};
-use holdfast_control::ControlError;
+use holdfast_control::{ControlError, Live};
+use holdfast_core::SessionState;
 use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 
@@ -167,15 +168,29 @@ pub(crate) fn check(name: &str, ok: bool, detail: String) -> api::Check {
     responses((status = 200, description = "Text for Prometheus."), (status = 401, body = Problem), (status = 403, body = Problem)))]
 pub(crate) async fn prometheus(State(state): State<AppState>, _: Admin) -> String {
     let mut by_state = std::collections::BTreeMap::new();
-    for known in holdfast_core::SessionState::ALL {
+    for known in SessionState::ALL {
         by_state.insert(known.as_str(), 0_u32);
     }
-    for live in state.control.live() {
-        *by_state.entry(live.session.state.as_str()).or_default() += 1;
+    let now = state.control.now();
+    let (mut protected, mut expired) = (0_u32, 0_u32);
+    for Live { session, .. } in state.control.live() {
+        *by_state.entry(session.state.as_str()).or_default() += 1;
+        // Where it stands, no lease protects anything.
+        if session.state.is_final()
+            || matches!(
+                session.state,
+                SessionState::Ending | SessionState::Failed | SessionState::Hibernated
+            )
+        {
+            continue;
+        }
+        *(if session.lease_expires_at > now { &mut protected } else { &mut expired }) += 1;
     }
     let handle = metrics::handle();
     for (name, count) in by_state {
         ::metrics::gauge!("holdfast_sessions", "state" => name).set(f64::from(count));
     }
+    ::metrics::gauge!("holdfast_leases", "state" => "live").set(f64::from(protected));
+    ::metrics::gauge!("holdfast_leases", "state" => "expired").set(f64::from(expired));
     handle.render()
 }

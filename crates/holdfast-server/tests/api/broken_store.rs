@@ -12,8 +12,8 @@ use holdfast_core::{
 };
 use holdfast_server::Replaced;
 use holdfast_store::{
-    Change, Created, Delivery, HostRecord, LeaseTouch, NewSession, NewToken, Result, SessionFilter,
-    ShareLink, Store, StoreCheck, StoreError, Taken, TokenRecord,
+    Change, Created, Delivery, HostRecord, IdempotencyKey, LeaseTouch, NewSession, NewToken,
+    Result, SessionFilter, ShareLink, Store, StoreCheck, StoreError, Taken, TokenRecord,
 };
 use uuid::Uuid;
 
@@ -49,6 +49,9 @@ impl Breakable {
 impl Store for Breakable {
     async fn create_session(&self, new: NewSession) -> Result<Created> {
         self.here()?.create_session(new).await
+    }
+    async fn made_with(&self, owner: OwnerId, key: IdempotencyKey) -> Result<Option<Created>> {
+        self.here()?.made_with(owner, key).await
     }
     async fn session(&self, id: SessionId) -> Result<Option<Session>> {
         self.here()?.session(id).await

@@ -1,6 +1,7 @@
 //! From its creation to 410, and what stands in between.
 
 use holdfast_api::{Code, CreateSession, Exec};
+use holdfast_server::{Config, Replaced};
 use uuid::Uuid;
 
 use crate::{
@@ -158,5 +159,28 @@ async fn what_is_asked_for_is_checked_field_by_field() {
         assert_eq!(problem.field.as_deref(), Some(field), "{body}");
     }
     assert!(server.client.sessions(None).await.unwrap().sessions.is_empty());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_without_room_and_without_a_place_in_the_queue_says_so() {
+    let limits = |config: &mut Config| (config.vm.max_vms, config.vm.max_waiting) = (1, 1);
+    let server = TestServer::start_with(limits, Replaced::default()).await;
+    let first = server.create_ready().await;
+    let key = Uuid::new_v4().to_string();
+    let body = CreateSession::default();
+    let second = server.client.create_session(&body, &key).await.unwrap();
+    let answer = server.ask(&server.token, "POST", "/api/sessions", "{}").await;
+    assert_eq!((answer.status, answer.header("retry-after")), (429, Some("10")));
+    let problem = answer.problem();
+    assert_eq!((problem.code, problem.retry_after), (Code::Full, Some(10)));
+    assert!(problem.error.contains("end sessions that are not needed"), "{}", problem.error);
+    assert_eq!(server.client.sessions(None).await.unwrap().sessions.len(), 2);
+    // Who repeats a request gets what it made.
+    assert_eq!(server.client.create_session(&body, &key).await.unwrap().id, second.id);
+    server.client.end_session(first.id).await.unwrap();
+    until_state(&server.client, second.id, "ready").await;
+    let third = server.create().await;
+    assert_eq!(third.state, "requested");
     server.stop().await;
 }

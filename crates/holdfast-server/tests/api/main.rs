@@ -12,6 +12,7 @@ mod hostile_routes;
 mod http;
 mod ladder;
 mod lifecycle;
+mod metrics;
 mod owners;
 mod postgres;
 mod restart;

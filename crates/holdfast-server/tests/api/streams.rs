@@ -50,6 +50,11 @@ impl Viewer {
         Self::open(server, &path, &server.token, false).await
     }
 
+    /// Leaves with the goodbye of a browser.
+    pub async fn close(mut self) {
+        self.socket.close(None).await.unwrap();
+    }
+
     /// Reads the greeting of a VNC server.
     pub async fn greeting(&mut self) {
         let bytes = self.binary().await;

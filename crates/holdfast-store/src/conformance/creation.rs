@@ -77,12 +77,17 @@ pub(super) async fn a_repeated_request_is_answered_with_what_was_made(
         new.key = Some(key("k", "a"));
         new
     };
+    let asked = async || second.made_with(owner, key("k", "a")).await.expect("read");
+    assert!(asked().await.is_none());
     let made = first.create_session(request()).await.expect("created");
     let moved = sample::walk(&*first, made.session, &[SessionState::Starting]).await;
     let vm = sample::walk_vm(&*first, made.vm, &[VmState::Preparing]).await;
     let again = second.create_session(request()).await.expect("replayed");
     assert!(again.replayed);
-    assert_eq!((again.session, again.vm), (moved, vm));
+    assert_eq!((again.session, again.vm), (moved.clone(), vm.clone()));
+    let made = asked().await.expect("it was made");
+    assert!(made.replayed);
+    assert_eq!((made.session, made.vm), (moved, vm));
     let filter = crate::SessionFilter { owner: Some(owner), ..Default::default() };
     assert_eq!(first.sessions(filter).await.expect("read").len(), 1);
 }
@@ -95,6 +100,8 @@ pub(super) async fn a_key_with_another_request_is_refused(Pair { first, .. }: Pa
     let mut other = new_session(owner);
     other.key = Some(key("k", "b"));
     let refused = first.create_session(other.clone()).await;
+    assert!(matches!(refused, Err(StoreError::KeyReused)), "{refused:?}");
+    let refused = first.made_with(owner, key("k", "b")).await;
     assert!(matches!(refused, Err(StoreError::KeyReused)), "{refused:?}");
     assert_eq!(first.session(other.session.id).await.expect("read"), None);
 }

@@ -66,7 +66,9 @@ pub(super) async fn create<B: Backend>(backend: &B, new: NewSession) -> Result<C
     if let Some(key) = key
         && !claim_key(&mut tx, &session, vm.id, &key).await?
     {
-        return replay(&mut tx, session.owner, &key).await;
+        // Purged between the two statements.
+        let gone = StoreError::Stale { what: "session" };
+        return made_with(&mut tx, session.owner, &key).await?.ok_or(gone);
     }
     if tx.execute(INSERT, insert_args(&session)?).await? != 1 {
         return Err(StoreError::Stale { what: "session" });
@@ -205,19 +207,22 @@ async fn claim_key<L: Link>(
 }
 
 /// What was made by the request that had the key first.
-async fn replay<L: Link>(tx: &mut L, owner: OwnerId, key: &IdempotencyKey) -> Result<Created> {
+pub(super) async fn made_with<L: Link>(
+    link: &mut L,
+    owner: OwnerId,
+    key: &IdempotencyKey,
+) -> Result<Option<Created>> {
     let sql = "SELECT * FROM holdfast.idempotency_keys WHERE owner_id = $1 AND key = $2";
-    let row = tx.fetch_optional(sql, args![owner, key.key.as_str()]).await?;
-    // Purged between the two statements.
-    let row = row.ok_or(StoreError::Stale { what: "session" })?;
+    let row = link.fetch_optional(sql, args![owner, key.key.as_str()]).await?;
+    let Some(row) = row else { return Ok(None) };
     let made = convert::key(&row)?;
     if made.request_sha256 != key.request_sha256 {
         return Err(StoreError::KeyReused);
     }
     let gone = || StoreError::Stale { what: "session" };
-    let session = find(tx, made.session).await?.ok_or_else(gone)?;
-    let vm = vms::find(tx, session.vm.unwrap_or(made.vm), "").await?.ok_or_else(gone)?;
-    Ok(Created { session, vm, replayed: true })
+    let session = find(link, made.session).await?.ok_or_else(gone)?;
+    let vm = vms::find(link, session.vm.unwrap_or(made.vm), "").await?.ok_or_else(gone)?;
+    Ok(Some(Created { session, vm, replayed: true }))
 }
 
 fn insert_args(session: &Session) -> Result<Vec<Value>> {

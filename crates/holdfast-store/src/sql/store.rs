@@ -11,8 +11,8 @@ use super::{
     signins, vms,
 };
 use crate::{
-    Change, Created, Delivery, HostRecord, LeaseTouch, NewSession, NewToken, Result, SessionFilter,
-    ShareLink, Store, StoreCheck, Taken, TokenRecord,
+    Change, Created, Delivery, HostRecord, IdempotencyKey, LeaseTouch, NewSession, NewToken,
+    Result, SessionFilter, ShareLink, Store, StoreCheck, Taken, TokenRecord,
 };
 
 /// A store in an SQL database.
@@ -31,6 +31,10 @@ impl<B: Backend> SqlStore<B> {
 impl<B: Backend> Store for SqlStore<B> {
     async fn create_session(&self, new: NewSession) -> Result<Created> {
         sessions::create(&self.backend, new).await
+    }
+
+    async fn made_with(&self, owner: OwnerId, key: IdempotencyKey) -> Result<Option<Created>> {
+        sessions::made_with(&mut self.backend.read().await?, owner, &key).await
     }
 
     async fn session(&self, id: SessionId) -> Result<Option<Session>> {

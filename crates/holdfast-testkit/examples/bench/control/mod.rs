@@ -31,7 +31,7 @@ const RATE: u32 = 5000;
 const BEATS: u32 = 2000;
 /// No session may end or wait for room meanwhile.
 const CONFIG: &str = "[session]\nlease = \"1h\"\n[vm]\nwarm = false\nmax_vms = 100000\n\
-                      memory_budget_mib = 1000000000\nmax_starting = 64\n";
+                      memory_budget_mib = 1000000000\nmax_starting = 64\nmax_waiting = 100000\n";
 const SOON: Duration = Duration::from_mins(3);
 
 /// What to measure.

@@ -108,6 +108,7 @@ impl World {
             providers: Arc::new(Catalog::shipped()?),
             config,
             clock: Clock::System,
+            memory: Arc::new(|| None),
             host,
             store_knows_host: true,
         });

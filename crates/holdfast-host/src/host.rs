@@ -82,9 +82,11 @@ struct Inner {
 }
 
 impl Host {
-    /// Opens the state directory and starts keeping consoles short; needs a runtime.
+    /// Opens the state directory, ends what trials of a killed process left, and starts keeping consoles
+    /// short; needs a runtime.
     pub fn open(config: HostConfig) -> Result<Self> {
         let state = StateDir::open(&config.state_dir)?;
+        process::end_trials(state.root());
         let registry = Registry::open(&config.run_dir, &state, config.address_range)?;
         let processes = Processes::new(&state);
         let presence = Presence::announce(&config.instances_dir, &state)?;

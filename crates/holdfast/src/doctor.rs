@@ -2,8 +2,10 @@
 
 use std::{fmt, path::Path, process::ExitCode, time::Duration};
 
+use holdfast_host::process;
 use holdfast_server::{Config, DriverChoice};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     cli::{DoctorArgs, Global},
@@ -74,7 +76,18 @@ fn fail(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>
     Check { name, status: Status::Fail, detail: detail.into(), remedy: Some(remedy.into()) }
 }
 
+/// Ctrl-C and SIGTERM end it in an orderly way: what is being booted would outlive it.
 pub async fn run(global: &Global, args: DoctorArgs) -> anyhow::Result<ExitCode> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        checked = check(global, args) => checked,
+        _ = interrupt.recv() => Ok(ExitCode::from(130)),
+        _ = terminate.recv() => Ok(ExitCode::from(143)),
+    }
+}
+
+async fn check(global: &Global, args: DoctorArgs) -> anyhow::Result<ExitCode> {
     let (config, _) = settings::load(&args.config)?;
     let mut report = Report { print: !global.json, checks: Vec::new() };
     report.add(system());
@@ -314,6 +327,10 @@ async fn drivers(config: &Config, report: &mut Report) {
         DriverChoice::Qemu => &["qemu"],
         DriverChoice::Auto | DriverChoice::Sim => &["firecracker", "qemu"],
     };
+    // What a doctor that was killed left, wherever it worked.
+    for base in [config.state_dir.clone(), std::env::temp_dir()] {
+        process::end_trials(&base);
+    }
     let one_is_enough = names.len() > 1;
     let steps = output::Steps::new("Trying to boot something");
     let mut found = Vec::new();
@@ -336,7 +353,7 @@ async fn probe(config: &Config, name: &'static str) -> Check {
     // Where machines run: another file system may forbid what theirs allows, such as devices.
     let base = Some(config.state_dir.clone()).filter(|dir| dir.is_dir());
     let base = base.unwrap_or_else(std::env::temp_dir);
-    let dir = match tempfile::Builder::new().prefix("holdfast-doctor-").tempdir_in(base) {
+    let dir = match process::trial_dir(&base) {
         Ok(dir) => dir,
         Err(error) => return failed(format!("no temporary directory: {error}")),
     };

@@ -4,6 +4,7 @@
 //! cannot be written, as in most containers.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -16,6 +17,8 @@ use super::Limits;
 use crate::driver::{DriverError, Result};
 
 const ROOT: &str = "/sys/fs/cgroup";
+/// Before the name of an instance in that of its groups.
+const PREFIX: &str = "holdfast-";
 /// Takes a process with all its threads.
 const WHOLE: &str = "cgroup.procs";
 /// Takes a thread. A single one that moves itself waits for nobody; the kernel lets a whole process move
@@ -64,7 +67,7 @@ fn hierarchies() -> Vec<Hierarchy> {
 }
 
 fn parent(hierarchy: &Hierarchy, instance: &str) -> PathBuf {
-    hierarchy.root.join(format!("holdfast-{instance}"))
+    hierarchy.root.join(format!("{PREFIX}{instance}"))
 }
 
 /// Makes the VM's groups and answers the files through which a process of one thread enters them. A hierarchy that
@@ -102,9 +105,15 @@ fn enter(hierarchy: &Hierarchy, instance: &str, vm: VmId, limits: Limits) -> io:
 
 /// Removes the VM's groups; they need not be there. No process may be in them.
 pub(super) async fn remove(instance: &str, vm: VmId) -> Result<()> {
+    let instance = instance.to_owned();
+    let removed = tokio::task::spawn_blocking(move || remove_now(&instance, vm)).await;
+    removed.map_err(|e| DriverError::io("removing control groups", io::Error::other(e)))?
+}
+
+/// The same for whoever may wait without a runtime.
+pub(super) fn remove_now(instance: &str, vm: VmId) -> Result<()> {
     for hierarchy in hierarchies() {
-        let parent = parent(&hierarchy, instance);
-        let group = parent.join(vm.to_string());
+        let group = parent(&hierarchy, instance).join(vm.to_string());
         let began = std::time::Instant::now();
         loop {
             match fs::remove_dir(&group) {
@@ -113,21 +122,38 @@ pub(super) async fn remove(instance: &str, vm: VmId) -> Result<()> {
                     break;
                 }
                 Err(_) if began.elapsed() < REMOVE_DEADLINE => {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    std::thread::sleep(Duration::from_millis(5));
                 }
                 Err(error) => {
                     return Err(DriverError::io(format!("removing {}", group.display()), error));
                 }
             }
         }
-        // Succeeds for the last VM only.
-        let _ = fs::remove_dir(&parent);
     }
+    remove_parent(instance);
     Ok(())
+}
+
+/// Removes what the groups of an instance are in, once there are none any more.
+pub(super) fn remove_parent(instance: &str) {
+    for hierarchy in hierarchies() {
+        let _ = fs::remove_dir(parent(&hierarchy, instance));
+    }
 }
 
 fn unwritable(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
+}
+
+/// Instances that have groups.
+pub(super) fn instances() -> BTreeSet<String> {
+    let names = |hierarchy: Hierarchy| fs::read_dir(hierarchy.root).into_iter().flatten();
+    let entries = hierarchies().into_iter().flat_map(names);
+    entries
+        .filter_map(|entry| {
+            Some(entry.ok()?.file_name().to_str()?.strip_prefix(PREFIX)?.to_owned())
+        })
+        .collect()
 }
 
 /// VMs that have a group of this instance.

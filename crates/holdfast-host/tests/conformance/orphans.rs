@@ -155,7 +155,7 @@ async fn whole(driver: &dyn Driver, spec: &VmSpec, runs: bool) -> Option<i32> {
     }
 }
 
-fn has_groups() -> bool {
+pub fn has_groups() -> bool {
     fs::metadata("/sys/fs/cgroup/memory").is_ok_and(|meta| !meta.permissions().readonly())
 }
 

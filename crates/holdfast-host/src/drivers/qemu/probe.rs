@@ -21,7 +21,7 @@ use crate::{
     driver::{DriverError, ImageRef, Probe, Result},
     files,
     image::Image,
-    process::{Limits, Trial, Vmm, trial},
+    process::{Limits, Mark, Trial, Vmm, trial, trial_dir},
     tiny::{self, Then},
 };
 
@@ -108,7 +108,7 @@ impl QemuDriver {
 
     async fn tiny(&self, accel: Accel) -> Result<Trial> {
         let io = |source| DriverError::io("making the tiny guest", source);
-        let dir = self.host.state().trial().map_err(io)?;
+        let dir = trial_dir(self.host.state().root()).map_err(io)?;
         tiny::image(dir.path(), Then::Tick).map_err(io)?;
         let kernel = File::open(dir.path().join("vmlinux")).map_err(io)?;
         self.run(accel, kernel, tiny::BANNER, TINY_DEADLINE).await
@@ -122,7 +122,7 @@ impl QemuDriver {
         deadline: Duration,
     ) -> Result<Trial> {
         let io = |source| DriverError::io("trying QEMU", source);
-        let dir = self.host.state().trial().map_err(io)?;
+        let dir = trial_dir(self.host.state().root()).map_err(io)?;
         let log = dir.path().join("log");
         let serial = File::options().create(true).append(true).open(&log).map_err(io)?;
         let line = trial_line(accel, &kernel, &serial)?;
@@ -139,7 +139,7 @@ impl QemuDriver {
             user: Some((self.host.config().uid_base, kvm_groups(accel))),
             limits: Limits { memory_mib: 1024, vcpus: 1, file_bytes: 1 << 20 },
         };
-        trial(vmm, &log, wanted, deadline).await.map_err(io)
+        trial(vmm, Mark::new().map_err(io)?, &log, wanted, deadline).await.map_err(io)
     }
 
     pub(super) async fn key(&self, image: Option<&ImageRef>) -> Result<String> {

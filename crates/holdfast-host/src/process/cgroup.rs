@@ -39,6 +39,10 @@ struct Hierarchy {
 /// File names and values for given limits.
 type Settings = fn(Limits) -> Vec<(&'static str, String)>;
 
+/// What keeps a VM from moving what is beyond its limit to the host's swap. There only where the kernel
+/// accounts for swapped memory; the other limits hold without.
+const NO_SWAP: [&str; 2] = ["memory.swap.max", "memory.memsw.limit_in_bytes"];
+
 fn hierarchies() -> Vec<Hierarchy> {
     let root = Path::new(ROOT);
     if fs::read_to_string(root.join("cgroup.controllers")).is_ok_and(|c| c.contains("memory")) {
@@ -48,6 +52,7 @@ fn hierarchies() -> Vec<Hierarchy> {
             settings: |limits| {
                 vec![
                     ("memory.max", (limits.memory_mib << 20).to_string()),
+                    ("memory.swap.max", "0".to_owned()),
                     ("pids.max", PIDS.to_string()),
                     ("cpu.weight", (u32::from(limits.vcpus) * 50).clamp(1, 10_000).to_string()),
                 ]
@@ -55,7 +60,12 @@ fn hierarchies() -> Vec<Hierarchy> {
         }];
     }
     let version_1: [(&str, Settings); 3] = [
-        ("memory", |limits| vec![("memory.limit_in_bytes", (limits.memory_mib << 20).to_string())]),
+        ("memory", |limits| {
+            // The second counts memory and swap together, and may not be below the first.
+            ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"]
+                .map(|file| (file, (limits.memory_mib << 20).to_string()))
+                .to_vec()
+        }),
         ("pids", |_| vec![("pids.max", PIDS.to_string())]),
         ("cpu", |limits| vec![("cpu.shares", (u32::from(limits.vcpus) * 512).to_string())]),
     ];
@@ -98,7 +108,15 @@ fn enter(hierarchy: &Hierarchy, instance: &str, vm: VmId, limits: Limits) -> io:
         }
     }
     for (file, value) in (hierarchy.settings)(limits) {
-        fs::write(group.join(file), value)?;
+        let path = group.join(file);
+        match fs::write(&path, value) {
+            Err(error) if NO_SWAP.contains(&file) => {
+                if path.exists() {
+                    tracing::warn!(path = %path.display(), %error, "swap cannot be limited here");
+                }
+            }
+            written => written?,
+        }
     }
     File::options().write(true).open(group.join(hierarchy.entrance))
 }

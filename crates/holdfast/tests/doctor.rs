@@ -1,5 +1,5 @@
 //! `holdfast doctor` where a driver was asked for that cannot run: one failed check, with what to do; and
-//! that what it tries does not outlive it.
+//! that what it or the server tries does not outlive them.
 
 use std::{
     fs,
@@ -97,19 +97,23 @@ fn what_it_tries_ends_with_it() {
     fs::create_dir(&state).expect("a directory");
     // It prints nothing, for as long as it is let.
     let config = configuration(home.path(), "Firecracker v1.13.0", "Jailer v1.13.0", "sleep 600");
-    let start = || {
+    let run = |what: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
-        command.args(["doctor", "--config"]).arg(&config).stdout(Stdio::null());
-        let mut doctor = command.spawn().expect("it runs");
+        command.args(what).arg("--config").arg(&config);
+        let mut running = command.stdout(Stdio::null()).spawn().expect("it runs");
         until("something is tried", || {
-            let ended = doctor.try_wait().expect("how it is");
+            let ended = running.try_wait().expect("how it is");
             assert_eq!(ended, None, "it ended without trying anything");
-            !marked(doctor.id()).is_empty()
+            !marked(running.id()).is_empty()
         });
-        doctor
+        running
     };
+    let start = || run(&["doctor"]);
     let left = |runner: u32| {
-        let dirs = fs::read_dir(&state).expect("the state directory").count();
+        let dirs = fs::read_dir(&state).expect("the state directory").flatten();
+        let of_trials =
+            |entry: &fs::DirEntry| entry.file_name().to_string_lossy().contains("trial");
+        let dirs = dirs.filter(of_trials).count();
         let group = format!("holdfast-trial-{runner}-");
         let groups = ["", "memory", "pids", "cpu"].map(|of| Path::new("/sys/fs/cgroup").join(of));
         let groups = groups.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
@@ -122,6 +126,11 @@ fn what_it_tries_ends_with_it() {
         assert_eq!(doctor.wait().expect("its end").code(), Some(code));
         assert_eq!(left(doctor.id()), (0, 0, 0), "after {signal:?}");
     }
+    // The server tries beside its work whether a driver works that it was told to use.
+    let mut server = run(&["serve", "--listen", "127.0.0.1:0", "--log", "error"]);
+    rustix::process::kill_process(Pid::from_child(&server), Signal::TERM).expect("a signal");
+    assert!(server.wait().expect("its end").success());
+    assert_eq!(left(server.id()), (0, 0, 0), "after a server");
     let mut killed = start();
     killed.kill().expect("a signal");
     killed.wait().expect("its end");

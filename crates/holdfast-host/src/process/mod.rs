@@ -39,7 +39,7 @@ pub(crate) use self::{
     cgroup::list as cgroups,
     identity::name_of,
     spawn::{OPEN_FILES, open_tap},
-    trial::{Mark, Trial, trial},
+    trial::{LOG as TRIAL_LOG, Mark, Trial, trial},
 };
 pub use self::{
     identity::{Alive, Identity},

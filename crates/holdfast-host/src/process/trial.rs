@@ -9,6 +9,7 @@ use std::{
     io,
     path::Path,
     process::Child,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -28,6 +29,9 @@ use crate::{driver::DriverError, news::News};
 const INSTANCE: &str = "trial-";
 /// Beginning of the name of a trial's directory.
 const DIRECTORY: &str = "holdfast-trial-";
+
+/// What the VMM of a trial prints to, in the trial's directory.
+pub(crate) const LOG: &str = "log";
 
 /// What came of a trial.
 #[derive(Debug, Clone)]
@@ -96,18 +100,20 @@ fn is_left(name: &str, prefix: &str, more: usize) -> bool {
     rest.len() == more && matches!(runner.and_then(|of| of.alive()), Ok(Alive::No { .. }))
 }
 
-/// Starts a VMM that prints to `log`, and ends it when `wanted` was printed, when it ends by itself, at
-/// the deadline, or when nobody waits for it any more.
+/// Starts a VMM that prints to `LOG` in the directory, and ends it when `wanted` was printed, when it ends
+/// by itself, at the deadline, or when nobody waits for it any more.
 pub(crate) async fn trial(
     vmm: Vmm,
     mark: Mark,
-    log: &Path,
+    dir: &Arc<TempDir>,
     wanted: &str,
     deadline: Duration,
 ) -> io::Result<Trial> {
+    let log = &dir.path().join(LOG);
     let file = File::options().create(true).append(true).open(log)?;
     let began = Instant::now();
-    let spawned = tokio::task::spawn_blocking(move || Running::start(vmm, mark, file));
+    let kept = Arc::clone(dir);
+    let spawned = tokio::task::spawn_blocking(move || Running::start(vmm, mark, file, kept));
     let mut running = spawned.await.map_err(io::Error::other)??;
     let watched = watch(&running.child, log, wanted, deadline).await;
     let took = began.elapsed();
@@ -120,12 +126,22 @@ pub(crate) async fn trial(
 struct Running {
     child: Child,
     mark: Mark,
+    /// What it works in goes after it.
+    _dir: Arc<TempDir>,
 }
 
 impl Running {
-    fn start(vmm: Vmm, mark: Mark, log: File) -> io::Result<Self> {
-        let child = spawn::spawn(vmm, mark.vm, &mark.instance, log)?;
-        Ok(Self { child, mark })
+    fn start(vmm: Vmm, mark: Mark, log: File, dir: Arc<TempDir>) -> io::Result<Self> {
+        match spawn::spawn(vmm, mark.vm, &mark.instance, log) {
+            Ok(child) => Ok(Self { child, mark, _dir: dir }),
+            Err(error) => {
+                // The groups are made first, and may be there.
+                if let Err(left) = cgroup::remove_now(&mark.instance, mark.vm) {
+                    tracing::warn!(error = %left, "a trial that did not start left something");
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Ends it and waits for that; once more does no harm.
@@ -238,6 +254,25 @@ mod tests {
         end_trials(home.path());
         assert!(running.path().exists() && !left.exists());
         assert!(other.exists(), "a name that says nothing of a runner was understood");
+    }
+
+    #[tokio::test]
+    async fn a_vmm_that_does_not_start_leaves_nothing() {
+        let home = tempfile::tempdir().unwrap();
+        let (dir, mark) = (Arc::new(trial_dir(home.path()).unwrap()), Mark::new().unwrap());
+        let vmm = Vmm {
+            program: home.path().join("none"),
+            args: Vec::new(),
+            handed: Vec::new(),
+            mounts: Vec::new(),
+            view: None,
+            stdout: None,
+            namespace: None,
+            user: None,
+            limits: super::super::Limits { memory_mib: 64, vcpus: 1, file_bytes: 1 << 20 },
+        };
+        trial(vmm, mark.clone(), &dir, "anything", Duration::from_secs(1)).await.unwrap_err();
+        assert!(!cgroup::list(&mark.instance).contains(&mark.vm));
     }
 
     #[test]

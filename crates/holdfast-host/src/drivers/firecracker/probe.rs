@@ -8,6 +8,7 @@ use std::{
     io::Read as _,
     os::unix::fs::MetadataExt as _,
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -123,7 +124,7 @@ impl FirecrackerDriver {
     async fn run(&self, kernel: &File, wanted: &str, deadline: Duration) -> Result<Trial> {
         let io = |source| DriverError::io("trying Firecracker", source);
         // Where VMs are, too: elsewhere the file system may allow no devices.
-        let dir = trial_dir(self.host.state().root()).map_err(io)?;
+        let dir = Arc::new(trial_dir(self.host.state().root()).map_err(io)?);
         let config = ConfigFile {
             boot_source: BootSource {
                 kernel_image_path: KERNEL,
@@ -151,8 +152,7 @@ impl FirecrackerDriver {
         // Without a log of its own, Firecracker would write into the middle of what the guest prints.
         let args = ["--no-api", "--config-file", CONFIG, "--log-path", LOG, "--level", "Warn"];
         let vmm = jail.vmm(&self.config, &args, limits);
-        let log = dir.path().join("log");
-        let mut trial = trial(vmm, mark, &log, wanted, deadline).await.map_err(io)?;
+        let mut trial = trial(vmm, mark, &dir, wanted, deadline).await.map_err(io)?;
         if !trial.passed
             && let Ok(log) = open_written(&root, LOG)
         {

@@ -82,9 +82,11 @@ struct Inner {
 }
 
 impl Host {
-    /// Opens the state directory and starts keeping consoles short; needs a runtime.
+    /// Opens the state directory, ends what trials of a killed process left, and starts keeping consoles
+    /// short; needs a runtime.
     pub fn open(config: HostConfig) -> Result<Self> {
         let state = StateDir::open(&config.state_dir)?;
+        process::end_trials(state.root());
         let registry = Registry::open(&config.run_dir, &state, config.address_range)?;
         let processes = Processes::new(&state);
         let presence = Presence::announce(&config.instances_dir, &state)?;
@@ -240,20 +242,36 @@ impl Host {
         }
     }
 
-    /// What the machine holds of a VM.
+    /// What the machine holds of a VM. With a lease that cannot be read nothing is known of it.
     pub fn inspect(&self, vm: VmId) -> Result<Observed> {
-        let dir = self.dir(vm);
         let lease = self.inner.registry.find(vm)?;
+        Ok(self.observe(vm, lease))
+    }
+
+    fn observe(&self, vm: VmId, lease: Option<Lease>) -> Observed {
+        let dir = self.dir(vm);
         let (directory, namespace) = (dir.exists(), namespace::open(vm).is_ok());
         let network = namespace && lease.is_some();
-        Ok(Observed {
+        Observed {
             vm,
             process: self.inner.processes.look(&dir),
             directory,
             network,
             address: lease.filter(|_| network).map(|lease| lease.address),
             created_at: dir.created_at(),
-        })
+        }
+    }
+
+    /// One VM of which nothing is known hides none of the others.
+    fn observe_listed(&self, vm: VmId) -> Observed {
+        match self.inner.registry.find(vm) {
+            Ok(lease) => self.observe(vm, lease),
+            Err(error) => {
+                let why = error.chain();
+                tracing::warn!(%vm, error = why, "what the machine holds of a VM could not be read");
+                Observed { process: Process::Unknown { why }, ..self.observe(vm, None) }
+            }
+        }
     }
 
     /// Every VM that anything on the machine says is of this instance, or of one that was abandoned:
@@ -275,7 +293,7 @@ impl Host {
         // A namespace alone says inside whose it is.
         for vm in namespace::list() {
             if !vms.contains(&vm)
-                && inner.registry.holder(vm)?.is_none()
+                && !matches!(inner.registry.holder(vm), Ok(Some(_)))
                 && let Some(owner) = net::owner_inside(vm).await
                 && (owner == own || abandoned.contains(&owner))
             {
@@ -287,7 +305,7 @@ impl Host {
         for nothing_left in abandoned {
             inner.presence.forget(&nothing_left);
         }
-        vms.into_iter().map(|vm| self.inspect(vm)).collect()
+        Ok(vms.into_iter().map(|vm| self.observe_listed(vm)).collect())
     }
 
     /// Instances that nobody can come back to. One whose directory was only moved still has its disks.

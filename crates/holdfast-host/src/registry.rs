@@ -181,24 +181,30 @@ impl Registry {
             let path = entry?.path();
             if path.extension().is_some_and(|e| e == "json") {
                 // One given back meanwhile is gone.
-                all.extend(read(&path)?);
+                all.extend(read(&path).unwrap_or_else(|error| {
+                    tracing::warn!(path = %path.display(), %error, "a lease cannot be read");
+                    of_name(&path).map(|vm| Held { vm, instance: None, lease: None })
+                }));
             }
         }
         Ok(all)
     }
 }
 
-/// A lease as far as it can be understood: another version may have written it, and must not stand in
-/// the way of all others.
+/// A lease as far as it can be understood: another version may have written it, or the disk not give it
+/// back, and it must not stand in the way of all others.
 struct Held {
     vm: VmId,
     instance: Option<String>,
     lease: Option<Lease>,
 }
 
+fn of_name(path: &Path) -> Option<VmId> {
+    path.file_stem()?.to_str()?.parse().ok()
+}
+
 fn read(path: &Path) -> io::Result<Option<Held>> {
-    let name = path.file_stem().and_then(|name| name.to_str());
-    let Some(vm) = name.and_then(|name| name.parse().ok()) else { return Ok(None) };
+    let Some(vm) = of_name(path) else { return Ok(None) };
     let value: serde_json::Value = match files::read_json(path) {
         Err(error) if error.kind() == io::ErrorKind::InvalidData => serde_json::Value::Null,
         read => match read? {

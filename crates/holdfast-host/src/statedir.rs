@@ -30,9 +30,6 @@ use crate::{
     files,
 };
 
-/// Beginning of the name of a trial's directory; the process that tries something follows.
-const TRIAL_PREFIX: &str = "trial-";
-
 /// Name of a disk file.
 pub const UPPER: &str = "upper.img";
 /// Name of the console's file.
@@ -93,27 +90,7 @@ impl StateDir {
             }
             Err(error) => return Err(io(error)),
         };
-        let state = Self { root, instance };
-        state.end_trials().map_err(io)?;
-        Ok(state)
-    }
-
-    /// Removes what trials of processes that are gone left.
-    fn end_trials(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.root)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let of =
-                name.to_str().and_then(|name| name.strip_prefix(TRIAL_PREFIX)?.split('-').next());
-            let lives = |pid: &str| Path::new("/proc").join(pid).exists();
-            if of.is_some_and(|pid| pid.parse::<u32>().is_ok() && !lives(pid))
-                && let Err(error) = fs::remove_dir_all(entry.path())
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                tracing::warn!(path = %entry.path().display(), %error, "what a trial left cannot be removed yet");
-            }
-        }
-        Ok(())
+        Ok(Self { root, instance })
     }
 
     /// Eight hex digits that mark everything of this instance on the machine.
@@ -124,13 +101,6 @@ impl StateDir {
     /// The directory itself.
     pub fn root(&self) -> &Path {
         &self.root
-    }
-
-    /// A directory for trying something out, which is gone with the value; after a crash, with the next
-    /// opening.
-    pub fn trial(&self) -> io::Result<tempfile::TempDir> {
-        let prefix = format!("{TRIAL_PREFIX}{}-", std::process::id());
-        tempfile::Builder::new().prefix(&prefix).tempdir_in(&self.root)
     }
 
     /// The directory of a VM, whether it exists or not.
@@ -284,24 +254,5 @@ impl VmDir {
         }
         fs::write(self.file(SERIAL_OLD), files::tail(&path, SERIAL_LIMIT as usize / 4)?)?;
         fs::OpenOptions::new().write(true).open(&path)?.set_len(0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_killed_trial_left_is_removed_and_a_running_one_is_not() {
-        let home = tempfile::tempdir().unwrap();
-        let state = StateDir::open(home.path()).unwrap();
-        let running = state.trial().unwrap();
-        let mut ended = std::process::Command::new("true").spawn().unwrap();
-        ended.wait().unwrap();
-        let left = home.path().join(format!("{TRIAL_PREFIX}{}-x", ended.id()));
-        fs::create_dir(&left).unwrap();
-        fs::write(left.join("log"), "x").unwrap();
-        StateDir::open(home.path()).unwrap();
-        assert!(running.path().exists() && !left.exists());
     }
 }

@@ -430,12 +430,39 @@ fn default_state_dir() -> PathBuf {
 
 /// Where images and downloads are kept unless told otherwise.
 pub fn default_cache_dir() -> PathBuf {
-    env_path("HOLDFAST_CACHE_DIR")
-        .or_else(|| env_path("XDG_CACHE_HOME").map(|dir| dir.join("holdfast")))
-        .or_else(|| env_path("HOME").map(|dir| dir.join(".cache/holdfast")))
+    cache_dir(env_path, rustix::process::geteuid().is_root())
+}
+
+/// Root's is the same with and without HOME, which services often lack.
+fn cache_dir(env: impl Fn(&str) -> Option<PathBuf>, root: bool) -> PathBuf {
+    let home = || env("HOME").or_else(|| root.then(|| PathBuf::from("/root")));
+    env("HOLDFAST_CACHE_DIR")
+        .or_else(|| env("XDG_CACHE_HOME").map(|dir| dir.join("holdfast")))
+        .or_else(|| home().map(|dir| dir.join(".cache/holdfast")))
         .unwrap_or_else(|| PathBuf::from("/var/cache/holdfast"))
 }
 
 fn env_path(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_s_cache_is_where_it_is_whether_a_service_or_a_shell_asks() {
+        let of = |set: &[(&str, &str)], root| {
+            let env = |name: &str| {
+                set.iter().find(|(key, _)| *key == name).map(|(_, value)| PathBuf::from(value))
+            };
+            cache_dir(env, root).display().to_string()
+        };
+        assert_eq!(of(&[], true), of(&[("HOME", "/root")], true));
+        assert_eq!(of(&[("HOME", "/home/ada")], false), "/home/ada/.cache/holdfast");
+        assert_eq!(of(&[], false), "/var/cache/holdfast");
+        let all = [("HOLDFAST_CACHE_DIR", "/given"), ("XDG_CACHE_HOME", "/xdg"), ("HOME", "/root")];
+        assert_eq!(of(&all, true), "/given");
+        assert_eq!(of(&all[1..], true), "/xdg/holdfast");
+    }
 }

@@ -2,8 +2,10 @@
 
 use std::{fmt, path::Path, process::ExitCode, time::Duration};
 
+use holdfast_host::process;
 use holdfast_server::{Config, DriverChoice};
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     cli::{DoctorArgs, Global},
@@ -26,6 +28,10 @@ const TO_BUILD: [(&str, &str); 5] = [
     ("zstd", "zstd"),
     ("npm", "npm"),
 ];
+
+/// Where a server says what is wrong with it.
+const LOG: &str = "its log tells more: `journalctl --unit=holdfast` where it is a service, else what \
+                   `holdfast serve` printed";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -74,7 +80,18 @@ fn fail(name: &'static str, detail: impl Into<String>, remedy: impl Into<String>
     Check { name, status: Status::Fail, detail: detail.into(), remedy: Some(remedy.into()) }
 }
 
+/// Ctrl-C and SIGTERM end it in an orderly way: what is being booted would outlive it.
 pub async fn run(global: &Global, args: DoctorArgs) -> anyhow::Result<ExitCode> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        checked = check(global, args) => checked,
+        _ = interrupt.recv() => Ok(ExitCode::from(130)),
+        _ = terminate.recv() => Ok(ExitCode::from(143)),
+    }
+}
+
+async fn check(global: &Global, args: DoctorArgs) -> anyhow::Result<ExitCode> {
     let (config, _) = settings::load(&args.config)?;
     let mut report = Report { print: !global.json, checks: Vec::new() };
     report.add(system());
@@ -170,7 +187,11 @@ fn unit() -> Option<Check> {
         return None;
     }
     let shown = std::process::Command::new("systemctl")
-        .args(["show", "holdfast.service", "--property=LoadState,KillMode,Delegate"])
+        .args([
+            "show",
+            "holdfast.service",
+            "--property=LoadState,KillMode,Delegate,StartLimitIntervalUSec",
+        ])
         .output()
         .ok()?;
     judge_unit(&String::from_utf8_lossy(&shown.stdout))
@@ -184,16 +205,19 @@ fn judge_unit(properties: &str) -> Option<Check> {
     if value("LoadState") != "loaded" {
         return None;
     }
-    let remedy = "use packaging/holdfast.service, then `systemctl daemon-reload`";
+    let set = |what: &str| format!("`systemctl edit holdfast.service`, and write {what} into it");
     Some(if value("KillMode") != "process" {
         let detail = format!(
             "KillMode={}: stopping the service can end machines with it",
             value("KillMode")
         );
-        fail("unit", detail, remedy)
+        fail("unit", detail, set("[Service] KillMode=process"))
     } else if value("Delegate") == "yes" {
         let detail = "Delegate=yes: a restart fails with 219/CGROUP while machines are below it";
-        fail("unit", detail, remedy)
+        fail("unit", detail, set("[Service] Delegate=no"))
+    } else if !["", "0"].contains(&value("StartLimitIntervalUSec")) {
+        let detail = "after some quick ends in a row systemd starts the service no more";
+        warn("unit", detail, set("[Unit] StartLimitIntervalSec=0"))
     } else {
         ok("unit", "stopping or upgrading the service leaves machines running")
     })
@@ -314,6 +338,10 @@ async fn drivers(config: &Config, report: &mut Report) {
         DriverChoice::Qemu => &["qemu"],
         DriverChoice::Auto | DriverChoice::Sim => &["firecracker", "qemu"],
     };
+    // What a doctor that was killed left, wherever it worked.
+    for base in [config.state_dir.clone(), std::env::temp_dir()] {
+        process::end_trials(&base);
+    }
     let one_is_enough = names.len() > 1;
     let steps = output::Steps::new("Trying to boot something");
     let mut found = Vec::new();
@@ -332,21 +360,29 @@ async fn drivers(config: &Config, report: &mut Report) {
 }
 
 async fn probe(config: &Config, name: &'static str) -> Check {
-    let failed = |why: String| fail(name, why, help(name));
     // Where machines run: another file system may forbid what theirs allows, such as devices.
     let base = Some(config.state_dir.clone()).filter(|dir| dir.is_dir());
     let base = base.unwrap_or_else(std::env::temp_dir);
-    let dir = match tempfile::Builder::new().prefix("holdfast-doctor-").tempdir_in(base) {
+    let dir = match process::trial_dir(&base) {
         Ok(dir) => dir,
-        Err(error) => return failed(format!("no temporary directory: {error}")),
+        Err(error) => {
+            let remedy = format!("make {} a directory that root can write to", base.display());
+            return fail(name, format!("no directory to try it in: {error}"), remedy);
+        }
     };
     let apart = Config { state_dir: dir.path().to_owned(), ..config.clone() };
     let driver = match holdfast_server::open_driver(&apart, name) {
         Ok(driver) => driver,
-        Err(error) => return failed(format!("{:#}", anyhow::Error::from(error))),
+        Err(error) => {
+            let remedy = format!("root has to be able to write to {} and /run", base.display());
+            return fail(name, format!("{:#}", anyhow::Error::from(error)), remedy);
+        }
     };
     match tokio::time::timeout(PROBE_DEADLINE, driver.probe()).await {
-        Err(_) => failed(format!("nothing was printed within {} s", PROBE_DEADLINE.as_secs())),
+        Err(_) => {
+            let detail = format!("there was no verdict within {} s", PROBE_DEADLINE.as_secs());
+            fail(name, detail, "`dmesg` tells what holds a process or KVM up; then try again")
+        }
         Ok(probe) => {
             let speed = if probe.accelerated { "with" } else { "without" };
             let version = probe
@@ -358,15 +394,10 @@ async fn probe(config: &Config, name: &'static str) -> Check {
             if probe.usable {
                 ok(name, format!("{detail} ({speed} hardware virtualisation)"))
             } else {
-                let remedy = probe.remedy.unwrap_or_else(|| help(name).to_owned());
-                fail(name, detail, remedy)
+                Check { name, status: Status::Fail, detail, remedy: probe.remedy }
             }
         }
     }
-}
-
-fn help(driver: &str) -> &'static str {
-    if driver == "firecracker" { "see docs/firecracker.md" } else { "see docs/operating.md" }
 }
 
 async fn store(config: &Config) -> Check {
@@ -397,13 +428,13 @@ async fn server(global: &Global) -> Check {
             format!("none answers at {}", client.base()),
             "start one with `holdfast up`",
         ),
-        Err(error) => fail("server", format!("{:#}", anyhow::Error::from(error)), "see its log"),
+        Err(error) => fail("server", format!("{:#}", anyhow::Error::from(error)), LOG),
         Ok(readiness) if readiness.ready => ok("server", format!("ready at {}", client.base())),
         Ok(readiness) => {
             let missing = readiness.checks.iter().filter(|check| !check.ok);
             let missing: Vec<_> =
                 missing.map(|check| format!("{}: {}", check.name, check.detail)).collect();
-            fail("server", format!("not ready: {}", missing.join("; ")), "see its log")
+            fail("server", format!("not ready: {}", missing.join("; ")), LOG)
         }
     }
 }
@@ -424,10 +455,30 @@ mod tests {
         assert_eq!(judge("process", "yes"), Some(Status::Fail));
         let absent = "LoadState=not-found\nKillMode=control-group\n";
         assert!(judge_unit(absent).is_none());
+        let limited = "LoadState=loaded\nKillMode=process\nStartLimitIntervalUSec=10s\n";
+        assert_eq!(judge_unit(limited).map(|check| check.status), Some(Status::Warn));
+        let unlimited = limited.replace("10s", "0");
+        assert_eq!(judge_unit(&unlimited).map(|check| check.status), Some(Status::Ok));
+    }
+
+    #[test]
+    fn the_shipped_unit_keeps_machines_and_comes_back() {
         let shipped = include_str!("../../../packaging/holdfast.service");
         assert_eq!(
             judge_unit(&format!("LoadState=loaded\n{shipped}")).map(|c| c.status),
             Some(Status::Ok)
         );
+        let of = |wanted: &str| {
+            let sections = shipped.split("\n[").skip(1);
+            sections
+                .filter_map(|section| section.split_once("]\n"))
+                .find_map(|(name, text)| (name == wanted).then(|| text.lines().collect::<Vec<_>>()))
+                .unwrap_or_default()
+        };
+        // However often it is killed in a row.
+        assert!(of("Unit").contains(&"StartLimitIntervalSec=0"));
+        assert!(of("Service").contains(&"Restart=always"));
+        // Where `holdfast image build` puts what it makes, when root runs it.
+        assert!(of("Service").contains(&"Environment=HOME=/root"));
     }
 }

@@ -20,11 +20,14 @@ mod token;
 mod up;
 mod wait;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::{CommandFactory as _, Parser as _};
 
 use cli::{Cli, Command};
+
+/// How long what a server does beside its work may take to end, such as a machine that it was trying.
+const END_DEADLINE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     // A reader that went away (`holdfast session ls | head`) ends the command silently.
@@ -37,9 +40,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let serves = matches!(cli.command, Command::Up(_) | Command::Serve(_));
     let outcome = runtime.block_on(run(cli));
-    // A thread that still waits for standard input must not hold up the end.
-    runtime.shutdown_background();
+    // Elsewhere a thread that still waits for standard input must not hold up the end.
+    runtime.shutdown_timeout(if serves { END_DEADLINE } else { Duration::ZERO });
     match outcome {
         Ok(code) => code,
         Err(error) => {

@@ -7,10 +7,17 @@ use std::{
 };
 
 use holdfast_core::VmId;
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::{Errno, retry_on_intr},
+    process::{
+        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+    },
+};
 use serde::{Deserialize, Serialize};
+use uuid::fmt::Hyphenated;
 
-use super::pid;
+use super::{KILL_DEADLINE, pid};
 
 /// Environment variable of a VMM that holds `<instance> <vm-id>`.
 pub(crate) const MARK: &str = "HOLDFAST_VM";
@@ -53,6 +60,11 @@ impl Identity {
         Ok(Self { pid: raw, start_ticks: stat.start_ticks, boot_id: boot_id()? })
     }
 
+    /// A process of the host's present boot.
+    pub(super) fn now(pid: i32, start_ticks: u64) -> io::Result<Self> {
+        Ok(Self { pid, start_ticks, boot_id: boot_id()? })
+    }
+
     /// Whether it lives. An error proves nothing.
     pub fn alive(&self) -> io::Result<Alive> {
         let gone = |why: &str| Ok(Alive::No { why: why.to_owned() });
@@ -72,11 +84,32 @@ impl Identity {
     /// A descriptor of it; `None` when it is proven gone.
     pub fn open(&self) -> io::Result<Option<OwnedFd>> {
         let pidfd = match pidfd_open(self.raw(), PidfdFlags::NONBLOCK) {
-            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(Errno::SRCH) => return Ok(None),
             pidfd => pidfd?,
         };
         // Opened first and checked then: the descriptor cannot change hands.
         Ok(matches!(self.alive()?, Alive::Yes { .. }).then_some(pidfd))
+    }
+
+    /// Whether pids mean the same to it as to this process.
+    pub(super) fn is_in_our_pid_namespace(&self) -> bool {
+        let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/pid")).ok();
+        namespace("self").is_some_and(|ours| namespace(&self.pid.to_string()) == Some(ours))
+    }
+
+    /// Kills it and waits for its end, which it need not live for.
+    pub(super) fn kill(&self) -> io::Result<()> {
+        let Some(pidfd) = self.open()? else { return Ok(()) };
+        match pidfd_send_signal(&pidfd, Signal::KILL) {
+            Err(Errno::SRCH) => return Ok(()),
+            sent => sent?,
+        }
+        let deadline = Timespec::try_from(KILL_DEADLINE).map_err(io::Error::other)?;
+        let mut end = [PollFd::new(&pidfd, PollFlags::IN)];
+        match retry_on_intr(|| poll(&mut end, Some(&deadline)))? {
+            0 => Err(io::ErrorKind::TimedOut.into()),
+            _ => Ok(()),
+        }
     }
 
     /// How it ended, while it is a child of this server that nobody has reaped.
@@ -111,7 +144,7 @@ impl Stat {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             // The process went between opening and reading.
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+            Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {
                 return Ok(None);
             }
             Err(error) => return Err(error),
@@ -136,7 +169,12 @@ fn boot_id() -> io::Result<String> {
 
 /// Every process that carries the mark of the instance.
 pub(super) fn marked(instance: &str) -> io::Result<Vec<(VmId, Identity)>> {
-    let (prefix, name) = (format!("{MARK}={instance} "), format!("{instance}-"));
+    let found = all_marked()?.into_iter().filter(|(of, ..)| of == instance);
+    Ok(found.map(|(_, vm, identity)| (vm, identity)).collect())
+}
+
+/// Every process that carries a mark, with the instance that this names.
+pub(super) fn all_marked() -> io::Result<Vec<(String, VmId, Identity)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
@@ -146,16 +184,14 @@ pub(super) fn marked(instance: &str) -> io::Result<Vec<(VmId, Identity)>> {
         // A process that ends while it is looked at is none.
         let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { continue };
         let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
-        let vm = after(words(&environment), &prefix).or_else(|| {
-            let mut words = words(&line);
-            words.find(|word| *word == "--id")?;
-            after(words.take(1), &name)
-        });
-        if let Some(vm) = vm
+        let mark = words(&environment)
+            .find_map(|word| in_mark(word.strip_prefix(MARK)?.strip_prefix('=')?, ' '))
+            .or_else(|| in_mark(words(&line).skip_while(|word| *word != "--id").nth(1)?, '-'));
+        if let Some((instance, vm)) = mark
             && let Ok(identity) = Identity::of(pid)
             && matches!(identity.alive(), Ok(Alive::Yes { .. }))
         {
-            found.push((vm, identity));
+            found.push((instance.to_owned(), vm, identity));
         }
     }
     Ok(found)
@@ -165,8 +201,10 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = &str> {
     bytes.split(|byte| *byte == 0).filter_map(|word| std::str::from_utf8(word).ok())
 }
 
-fn after<'a>(mut words: impl Iterator<Item = &'a str>, prefix: &str) -> Option<VmId> {
-    words.find_map(|word| word.strip_prefix(prefix)?.parse().ok())
+/// Instance and VM, of which the latter always has this length.
+fn in_mark(mark: &str, between: char) -> Option<(&str, VmId)> {
+    let (instance, vm) = mark.split_at_checked(mark.len().checked_sub(Hyphenated::LENGTH)?)?;
+    Some((instance.strip_suffix(between)?, vm.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -178,6 +216,19 @@ mod tests {
         let text = "7 (a) (b) R) S 1 7 7 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 4711 9 9 9";
         let stat = Stat::parse(text).unwrap();
         assert_eq!((stat.state, stat.start_ticks), ('S', 4711));
+    }
+
+    #[test]
+    fn a_mark_is_read_back() {
+        let vm = VmId::from_uuid(uuid::Uuid::new_v4());
+        for instance in ["0123abcd", "trial-7-4711"] {
+            assert_eq!(in_mark(&name_of(instance, vm), '-'), Some((instance, vm)));
+            assert_eq!(in_mark(&format!("{instance} {vm}"), ' '), Some((instance, vm)));
+        }
+        for other in ["", "holdfast", &vm.to_string(), "ä0123456789012345678901234567890123456789"]
+        {
+            assert_eq!(in_mark(other, '-'), None);
+        }
     }
 
     #[test]

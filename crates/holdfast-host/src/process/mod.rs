@@ -39,11 +39,12 @@ pub(crate) use self::{
     cgroup::list as cgroups,
     identity::name_of,
     spawn::{OPEN_FILES, open_tap},
+    trial::{LOG as TRIAL_LOG, Mark, Trial, trial},
 };
 pub use self::{
     identity::{Alive, Identity},
     spawn::{Handed, Limits, Mount, Vmm},
-    trial::{Trial, trial},
+    trial::{end_trials, trial_dir},
     view::View,
 };
 use crate::{
@@ -54,9 +55,9 @@ use crate::{
 
 const RECORD: &str = "process.json";
 const EXIT: &str = "exit.json";
-/// A killed process is gone after this long, unless the kernel holds it.
 /// How much of the console is searched for what it says of the end.
 const CONSOLE_BYTES: usize = 16 * 1024;
+/// A killed process is gone after this long, unless the kernel holds it.
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What `process.json` holds.

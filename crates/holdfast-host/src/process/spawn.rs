@@ -162,6 +162,9 @@ pub(super) fn spawn(vmm: Vmm, vm: VmId, instance: &str, log: File) -> io::Result
         if let Some(namespace) = &namespace {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
         }
+        // It has no use for shared memory, semaphores or queues, least of all for the host's.
+        // SAFETY: only this process, which is a single thread, gets another IPC namespace.
+        unsafe { unshare_unsafe(UnshareFlags::NEWIPC)? };
         if !mounts.is_empty() {
             // SAFETY: only this process, which is a single thread, gets another mount namespace.
             unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };

@@ -104,6 +104,16 @@ impl QemuBed {
     }
 }
 
+/// A driver on a bed's state directory that tries an image's kernel too.
+pub fn open(driver: &str, bed: &Path, probe_image: Option<ImageRef>) -> Arc<dyn Driver> {
+    let config = HostConfig { probe_image, ..config(bed, &bed.join("state")) };
+    match driver {
+        "qemu" => Arc::new(QemuDriver::open(config).unwrap()),
+        "firecracker" => Arc::new(FirecrackerDriver::open(config, programs()).unwrap()),
+        other => panic!("{other}"),
+    }
+}
+
 /// Tests run at the same time: none sees what another one abandons.
 fn config(bed: &Path, state: &Path) -> HostConfig {
     HostConfig { instances_dir: bed.join("instances"), ..HostConfig::new(state) }

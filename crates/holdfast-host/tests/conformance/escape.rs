@@ -125,6 +125,8 @@ pub async fn a_vmm_has_its_own_network_alone(bed: &impl RealBed) {
     let its = namespace(format!("/proc/{pid}/ns/net"));
     assert_ne!(its, namespace("/proc/self/ns/net".to_owned()));
     assert_eq!(its, namespace(format!("/run/netns/hf-{}", spec.vm)));
+    let ipc = namespace(format!("/proc/{pid}/ns/ipc"));
+    assert_ne!(ipc, namespace("/proc/self/ns/ipc".to_owned()));
     let table = fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap();
     let links: BTreeSet<_> =
         table.lines().filter_map(|line| Some(line.split_once(':')?.0.trim())).collect();
@@ -175,6 +177,16 @@ pub async fn a_vmm_is_in_groups_of_its_own(bed: &impl RealBed) {
         let own = if driver.name() == "qemu" { 640 } else { 256 };
         assert_eq!(setting(pid, &MEMORY) >> 20, u64::from(spec.memory_mib) + own);
         assert_eq!(setting(pid, &["pids.max"]), 256);
+        // Where the kernel accounts for swap, a VM gets none beyond its limit.
+        for group in groups(pid) {
+            let read = |name: &str| fs::read_to_string(group.join(name));
+            if let Ok(both) = read("memory.memsw.limit_in_bytes") {
+                assert_eq!(both, read("memory.limit_in_bytes").unwrap());
+            }
+            if let Ok(swap) = read("memory.swap.max") {
+                assert_eq!(swap.trim(), "0");
+            }
+        }
     }
     driver.destroy(spec.vm).await.unwrap();
 }

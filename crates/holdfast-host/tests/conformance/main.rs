@@ -4,6 +4,7 @@
 
 mod bed;
 mod census;
+mod crash;
 mod escape;
 mod inside;
 mod jail;
@@ -84,7 +85,11 @@ macro_rules! tried_as_vmm {
                 real::a_dial_into_a_silent_guest_has_a_deadline,
                 orphans::whatever_is_left_is_found,
                 orphans::what_cannot_be_read_goes_too,
+                orphans::what_cannot_be_read_at_all_hides_no_other,
                 orphans::what_nobody_can_come_back_to_goes,
+                crash::a_killed_server_s_vm_is_taken_over,
+                crash::what_a_killed_server_tried_is_ended,
+                crash::a_trial_that_is_given_up_is_ended,
                 $($more)*
             ]
         );

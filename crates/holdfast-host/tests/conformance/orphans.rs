@@ -1,7 +1,11 @@
 //! Orphans of any kind: whatever single thing of a VM is left, of whatever age, it is found and goes, and
 //! what belongs to a server that may come back stays.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use holdfast_core::VmId;
 use holdfast_host::driver::{Driver, Process, StartFrom, VmSpec};
@@ -84,6 +88,50 @@ pub async fn what_cannot_be_read_goes_too(bed: &impl RealBed) {
     fs::remove_file(unknown).unwrap();
 }
 
+/// What the disk does not give back hides one VM at most, and is no proof of anything.
+pub async fn what_cannot_be_read_at_all_hides_no_other(bed: &impl RealBed) {
+    let (driver, spec, other) = (bed.driver(), bed.spec(), bed.spec());
+    whole(driver.as_ref(), &spec, true).await;
+    whole(driver.as_ref(), &other, true).await;
+    let broken = BrokenLease::of(spec.vm);
+    let driver = bed.another();
+    let found = driver.list().await.unwrap();
+    let of = |vm: VmId| found.iter().find(|seen| seen.vm == vm).expect("it is found");
+    assert!(matches!(&of(spec.vm).process, Process::Unknown { why } if why.contains("lease")));
+    assert!(of(spec.vm).directory, "what can be read of it is said");
+    assert!(matches!(of(other.vm).process, Process::Running { .. }), "{found:?}");
+    // Neither does it stop a new one, nor the end of another.
+    let new = bed.spec();
+    whole(driver.as_ref(), &new, false).await;
+    driver.destroy(new.vm).await.unwrap();
+    driver.destroy(other.vm).await.unwrap();
+    assert!(driver.destroy(spec.vm).await.is_err(), "what it holds is not known");
+    drop(broken);
+    driver.destroy(spec.vm).await.unwrap();
+}
+
+/// A directory cannot be read as a file, as one on a broken disk cannot. Whole again in the end.
+struct BrokenLease {
+    path: PathBuf,
+    kept: Vec<u8>,
+}
+
+impl BrokenLease {
+    fn of(vm: VmId) -> Self {
+        let path = Path::new("/run/holdfast").join(format!("{vm}.json"));
+        let kept = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        Self { path, kept }
+    }
+}
+
+impl Drop for BrokenLease {
+    fn drop(&mut self) {
+        fs::remove_dir(&self.path).and_then(|()| fs::write(&self.path, &self.kept)).unwrap();
+    }
+}
+
 /// A test that crashed, or a server whose state was deleted: nobody can come back to its VMs. Those of
 /// a server that was only stopped, or lives, are left alone.
 pub async fn what_nobody_can_come_back_to_goes(bed: &impl RealBed) {
@@ -155,7 +203,7 @@ async fn whole(driver: &dyn Driver, spec: &VmSpec, runs: bool) -> Option<i32> {
     }
 }
 
-fn has_groups() -> bool {
+pub fn has_groups() -> bool {
     fs::metadata("/sys/fs/cgroup/memory").is_ok_and(|meta| !meta.permissions().readonly())
 }
 

@@ -102,7 +102,26 @@ pub async fn what_is_configured_is_what_runs(bed: &FirecrackerBed) {
         assert_eq!(bucket(&network[direction]), (Some(5_000_000), Some(1000)), "{network}");
     }
     assert_eq!(config["machine-config"]["track_dirty_pages"], true);
+
+    // A clone has what is configured when it starts, not what was when its snapshot was made.
+    let snapshot = bed.dir().join("limited");
+    limited.snapshot(spec.vm, &snapshot).await.unwrap();
     limited.destroy(spec.vm).await.unwrap();
+    let changed = bed.driver_with(|config| config.disk_bytes_per_second = Some(7_000_000));
+    let clone = VmSpec { vm: bed.spec().vm, ..spec };
+    changed.create(&clone).await.unwrap();
+    changed.connect(clone.vm).await.unwrap();
+    changed.start(clone.vm, &StartFrom::Snapshot(snapshot)).await.unwrap();
+    let config = configured(bed, clone.vm);
+    for drive in config["drives"].as_array().unwrap() {
+        assert_eq!(bucket(&drive["rate_limiter"]), (Some(7_000_000), Some(1000)), "{drive}");
+    }
+    let network = &config["network-interfaces"][0];
+    for direction in ["rx_rate_limiter", "tx_rate_limiter"] {
+        assert_eq!(network[direction], Value::Null, "{network}");
+    }
+    ticked(&changed, clone.vm).await;
+    changed.destroy(clone.vm).await.unwrap();
 }
 
 /// Compares a snapshot's memory with all of what a paused VM has.

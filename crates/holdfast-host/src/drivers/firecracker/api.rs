@@ -84,6 +84,28 @@ impl RateLimiter {
     pub(super) fn per_second(bytes: u64) -> Self {
         Self { bandwidth: Bucket { size: bytes, refill_time: 1000 } }
     }
+
+    /// In the place of one that there may be: a bucket of no size ends it.
+    pub(super) fn instead(bytes_per_second: Option<u64>) -> Self {
+        let none = Self { bandwidth: Bucket { size: 0, refill_time: 0 } };
+        bytes_per_second.map_or(none, Self::per_second)
+    }
+}
+
+/// What changes of a disk.
+#[derive(Debug, Serialize)]
+pub(super) struct DriveUpdate {
+    #[serde(rename = "drive_id")]
+    pub(super) id: &'static str,
+    pub(super) rate_limiter: RateLimiter,
+}
+
+/// What changes of the network device.
+#[derive(Debug, Serialize)]
+pub(super) struct NetworkUpdate {
+    pub(super) iface_id: &'static str,
+    pub(super) rx_rate_limiter: RateLimiter,
+    pub(super) tx_rate_limiter: RateLimiter,
 }
 
 /// The device through which memory can be taken back; the guest takes it again before it kills a process.
@@ -213,8 +235,12 @@ impl Connection {
         self.call(Method::PUT, path, Some(body), deadline).await.map(drop)
     }
 
+    pub(super) async fn patch<B: Serialize + Sync>(&mut self, path: &str, body: &B) -> Result<()> {
+        self.call(Method::PATCH, path, Some(body), DEADLINE).await.map(drop)
+    }
+
     pub(super) async fn state(&mut self, state: &'static str) -> Result<()> {
-        self.call(Method::PATCH, "/vm", Some(&VmState { state }), DEADLINE).await.map(drop)
+        self.patch("/vm", &VmState { state }).await
     }
 
     /// How the machine is.

@@ -14,8 +14,8 @@ use rustix::fs::OFlags;
 use super::{
     FirecrackerDriver, JAIL,
     api::{
-        Action, Api, Balloon, BootSource, Connection, Drive, Entropy, MachineConfig, MemoryBackend,
-        NetworkInterface, RateLimiter, SnapshotLoad,
+        Action, Api, Balloon, BootSource, Connection, Drive, DriveUpdate, Entropy, MachineConfig,
+        MemoryBackend, NetworkInterface, NetworkUpdate, RateLimiter, SnapshotLoad,
     },
     jail::{self, INITRAMFS, Jail, KERNEL, ROOT},
     snapshot::{Base, Verified},
@@ -38,7 +38,11 @@ pub(super) const OVERHEAD_MIB: u64 = 256;
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 /// Reading the kernel, or the state of a snapshot; memory is read as it is touched.
 const START_DEADLINE: Duration = Duration::from_secs(30);
-/// Between making a socket and listening on it lies next to nothing.
+/// What Firecracker calls the disks and the network device.
+const DISKS: [&str; 2] = ["root", "upper"];
+const NETWORK: &str = "net";
+/// Between making a socket and listening on it lies next to nothing, and nothing tells of the second: no
+/// file changes, and who connects too early is refused instead of waiting.
 const LISTENING: Duration = Duration::from_millis(1);
 
 impl FirecrackerDriver {
@@ -89,7 +93,7 @@ impl FirecrackerDriver {
         };
         api.put("/boot-source", &boot).await?;
         let disk_rate = self.config.disk_bytes_per_second.map(RateLimiter::per_second);
-        for (id, path_on_host, is_read_only) in [("root", ROOT, true), ("upper", UPPER, false)] {
+        for (id, path_on_host, is_read_only) in [(DISKS[0], ROOT, true), (DISKS[1], UPPER, false)] {
             // Neither is the root device, for which Firecracker would add `root=` to the kernel's
             // command line: the initramfs finds both by their labels.
             let drive = Drive {
@@ -103,13 +107,13 @@ impl FirecrackerDriver {
         }
         let network_rate = self.config.network_bytes_per_second.map(RateLimiter::per_second);
         let network = NetworkInterface {
-            iface_id: "net",
+            iface_id: NETWORK,
             host_dev_name: TAP,
             guest_mac: GUEST_MAC,
             rx_rate_limiter: network_rate,
             tx_rate_limiter: network_rate,
         };
-        api.put("/network-interfaces/net", &network).await?;
+        api.put(&format!("/network-interfaces/{NETWORK}"), &network).await?;
         api.put("/entropy", &Entropy {}).await?;
         api.put("/balloon", &Balloon { amount_mib: 0, deflate_on_oom: true }).await?;
         let start = Action { action_type: "InstanceStart" };
@@ -136,13 +140,27 @@ impl FirecrackerDriver {
             snapshot_path: DEVICES,
             mem_backend: MemoryBackend { backend_type: "File", backend_path: MEMORY },
             enable_diff_snapshots: self.config.diff_snapshots,
-            resume_vm: true,
+            resume_vm: false,
         };
         api.put_within("/snapshot/load", &load, START_DEADLINE).await?;
+        self.limit(&mut api).await?;
+        api.state("Resumed").await?;
         if self.config.diff_snapshots {
             self.bases.set(spec.vm, Base::Snapshot(snapshot.base()?));
         }
         Ok(())
+    }
+
+    /// Sets the limits that are configured now; a snapshot brings those of its time along.
+    async fn limit(&self, api: &mut Connection) -> Result<()> {
+        let rate_limiter = RateLimiter::instead(self.config.disk_bytes_per_second);
+        for id in DISKS {
+            api.patch(&format!("/drives/{id}"), &DriveUpdate { id, rate_limiter }).await?;
+        }
+        let limiter = RateLimiter::instead(self.config.network_bytes_per_second);
+        let network =
+            NetworkUpdate { iface_id: NETWORK, rx_rate_limiter: limiter, tx_rate_limiter: limiter };
+        api.patch(&format!("/network-interfaces/{NETWORK}"), &network).await
     }
 
     /// Makes the jail with the disks in it.

@@ -8,6 +8,7 @@ use std::{
     io::Read as _,
     os::unix::fs::MetadataExt as _,
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,7 +22,7 @@ use super::{
 use crate::{
     driver::{DriverError, ImageRef, Probe, Result},
     image::Image,
-    process::{Limits, Trial, trial},
+    process::{Limits, Mark, Trial, trial, trial_dir},
     tiny::{self, Then},
 };
 
@@ -110,7 +111,7 @@ impl FirecrackerDriver {
 
     async fn tiny(&self) -> Result<Trial> {
         let io = |source| DriverError::io("making the tiny guest", source);
-        let dir = self.host.state().trial().map_err(io)?;
+        let dir = trial_dir(self.host.state().root()).map_err(io)?;
         tiny::image(dir.path(), Then::Tick).map_err(io)?;
         let kernel = File::open(dir.path().join(KERNEL)).map_err(io)?;
         self.run(&kernel, tiny::BANNER, TINY_DEADLINE).await
@@ -123,7 +124,7 @@ impl FirecrackerDriver {
     async fn run(&self, kernel: &File, wanted: &str, deadline: Duration) -> Result<Trial> {
         let io = |source| DriverError::io("trying Firecracker", source);
         // Where VMs are, too: elsewhere the file system may allow no devices.
-        let dir = self.host.state().trial().map_err(io)?;
+        let dir = Arc::new(trial_dir(self.host.state().root()).map_err(io)?);
         let config = ConfigFile {
             boot_source: BootSource {
                 kernel_image_path: KERNEL,
@@ -140,7 +141,8 @@ impl FirecrackerDriver {
         let config = serde_json::to_vec(&config).map_err(|e| io(e.into()))?;
         // As a VM's VMM would run: what root may do proves nothing.
         let uid = self.host.config().uid_base;
-        let mut jail = Jail::of(&self.config, dir.path().join("jail"), "trial".to_owned(), uid);
+        let mark = Mark::new().map_err(io)?;
+        let mut jail = Jail::of(&self.config, dir.path().join("jail"), mark.name(), uid);
         jail.make()?;
         jail.show(kernel, KERNEL, true)?;
         jail.put(CONFIG, &config)?;
@@ -150,7 +152,7 @@ impl FirecrackerDriver {
         // Without a log of its own, Firecracker would write into the middle of what the guest prints.
         let args = ["--no-api", "--config-file", CONFIG, "--log-path", LOG, "--level", "Warn"];
         let vmm = jail.vmm(&self.config, &args, limits);
-        let mut trial = trial(vmm, &dir.path().join("log"), wanted, deadline).await.map_err(io)?;
+        let mut trial = trial(vmm, mark, &dir, wanted, deadline).await.map_err(io)?;
         if !trial.passed
             && let Ok(log) = open_written(&root, LOG)
         {

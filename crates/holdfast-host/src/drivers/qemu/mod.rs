@@ -108,13 +108,15 @@ impl Driver for QemuDriver {
     }
 
     async fn probe(&self) -> Probe {
-        self.probe_now().await.unwrap_or_else(|error| Probe {
-            usable: false,
-            // This one says itself what to do.
-            remedy: (!matches!(error, DriverError::Missing { .. })).then(|| INSTALL.to_owned()),
-            evidence: error.chain(),
-            version: None,
-            accelerated: false,
+        self.probe_now().await.unwrap_or_else(|error| {
+            let (evidence, remedy) = match error {
+                DriverError::Missing { program, remedy } => {
+                    (format!("{program} is not installed."), remedy)
+                }
+                error => (error.chain(), INSTALL.to_owned()),
+            };
+            let remedy = Some(remedy);
+            Probe { usable: false, remedy, evidence, version: None, accelerated: false }
         })
     }
 

@@ -7,6 +7,7 @@
 use std::{
     fs::{self, File},
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,7 +22,7 @@ use crate::{
     driver::{DriverError, ImageRef, Probe, Result},
     files,
     image::Image,
-    process::{Limits, Trial, Vmm, trial},
+    process::{Limits, Mark, TRIAL_LOG, Trial, Vmm, trial, trial_dir},
     tiny::{self, Then},
 };
 
@@ -108,7 +109,7 @@ impl QemuDriver {
 
     async fn tiny(&self, accel: Accel) -> Result<Trial> {
         let io = |source| DriverError::io("making the tiny guest", source);
-        let dir = self.host.state().trial().map_err(io)?;
+        let dir = trial_dir(self.host.state().root()).map_err(io)?;
         tiny::image(dir.path(), Then::Tick).map_err(io)?;
         let kernel = File::open(dir.path().join("vmlinux")).map_err(io)?;
         self.run(accel, kernel, tiny::BANNER, TINY_DEADLINE).await
@@ -122,8 +123,8 @@ impl QemuDriver {
         deadline: Duration,
     ) -> Result<Trial> {
         let io = |source| DriverError::io("trying QEMU", source);
-        let dir = self.host.state().trial().map_err(io)?;
-        let log = dir.path().join("log");
+        let dir = Arc::new(trial_dir(self.host.state().root()).map_err(io)?);
+        let log = dir.path().join(TRIAL_LOG);
         let serial = File::options().create(true).append(true).open(&log).map_err(io)?;
         let line = trial_line(accel, &kernel, &serial)?;
         let program = self.host.config().qemu.clone();
@@ -139,7 +140,7 @@ impl QemuDriver {
             user: Some((self.host.config().uid_base, kvm_groups(accel))),
             limits: Limits { memory_mib: 1024, vcpus: 1, file_bytes: 1 << 20 },
         };
-        trial(vmm, &log, wanted, deadline).await.map_err(io)
+        trial(vmm, Mark::new().map_err(io)?, &dir, wanted, deadline).await.map_err(io)
     }
 
     pub(super) async fn key(&self, image: Option<&ImageRef>) -> Result<String> {

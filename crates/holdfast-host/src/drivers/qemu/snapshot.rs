@@ -27,6 +27,9 @@ use crate::{
 
 /// Writing a guest's memory takes seconds; a disk that takes longer does not work.
 const MIGRATE_DEADLINE: Duration = Duration::from_mins(5);
+/// Between the failure of a migration and its end lies next to nothing, on a busy machine more.
+const FINALIZE_DEADLINE: Duration = Duration::from_secs(5);
+const FINALIZING: Duration = Duration::from_millis(1);
 /// QEMU keeps to 128 MiB/s unless told otherwise. This is more than any disk does.
 const BANDWIDTH: u64 = 64 << 30;
 /// Warm images in use at once, as a rule: the present one and the one before.
@@ -63,13 +66,17 @@ impl QemuDriver {
         capability(&mut qmp, shared).await?;
         qmp.give("snapshot", &devices).await?;
         qmp.run("migrate", json!({ "uri": "fd:snapshot" })).await?;
-        migrated(&mut qmp, WRITING).await.map_err(|error| match error {
-            // Of a write that failed, QEMU says only that it did.
-            DriverError::Refused { .. } if is_full(&devices) => {
-                DriverError::NoSpace { what: WRITING.to_owned() }
-            }
-            other => other,
-        })?;
+        if let Err(error) = migrated(&mut qmp, WRITING).await {
+            // The first error is the one that matters.
+            let _ = tokio::time::timeout(FINALIZE_DEADLINE, finalized(&mut qmp)).await;
+            return Err(match error {
+                // Of a write that failed, QEMU says only that it did.
+                DriverError::Refused { .. } if is_full(&devices) => {
+                    DriverError::NoSpace { what: WRITING.to_owned() }
+                }
+                other => other,
+            });
+        }
         let memory = if shared { Some(self.memory_of(&dir)?) } else { None };
         blocking(move || {
             let upper = File::open(dir.file(UPPER))
@@ -218,6 +225,15 @@ async fn capability(qmp: &mut Qmp, ignore_shared: bool) -> Result<()> {
 
 fn is_full(file: &File) -> bool {
     fstatvfs(file).is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) < ROOM)
+}
+
+/// Waits until a VM may run again whose migration failed: QEMU says that it did a moment before, and of the
+/// moment nothing.
+async fn finalized(qmp: &mut Qmp) -> Result<()> {
+    while qmp.status().await? == "finish-migrate" {
+        tokio::time::sleep(FINALIZING).await;
+    }
+    Ok(())
 }
 
 /// Waits for the end of a migration; QEMU tells when its state changes.

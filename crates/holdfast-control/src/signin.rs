@@ -238,7 +238,10 @@ async fn hand_over(
     } else {
         let request = CollectRequest { run: sign_in.run, recipients: sign_in.recipients.clone() };
         match agent.collect(&request, CALL_DEADLINE).await {
-            Ok(collected) => Some(seal(inner, entry, &collected)?),
+            Ok(collected) => match seal(inner, entry, tool, &collected) {
+                Ok(sealed) => Some(sealed),
+                Err(why) => return fail(inner, entry, sign_in, &why).await,
+            },
             Err(GuestError::Refused { status: 404, .. }) => {
                 run_lost(inner, entry, sign_in).await?;
                 return Ok(Next::Again);
@@ -261,22 +264,33 @@ async fn hand_over(
     Ok(Next::Over)
 }
 
-fn seal(inner: &Inner, entry: &Entry, collected: &wire::Collected) -> Result<Sealed, ControlError> {
-    let ciphertext =
-        base64::engine::general_purpose::STANDARD.decode(&collected.ciphertext).map_err(
-            |error| ControlError::Guest(format!("the sealed credentials are not base64: {error}")),
-        )?;
+/// What the guest sealed, or why it is not taken. What is inside cannot be seen here; what is said to
+/// be inside has to be what the provider hands over.
+fn seal(
+    inner: &Inner,
+    entry: &Entry,
+    tool: &provider::Tool,
+    collected: &wire::Collected,
+) -> Result<Sealed, String> {
+    let ciphertext = base64::engine::general_purpose::STANDARD
+        .decode(&collected.ciphertext)
+        .map_err(|_| "The machine sealed the credentials in no known form.".to_owned())?;
+    let mut files: Vec<SealedFile> = Vec::new();
+    for file in &collected.files {
+        if !tool.hands_over(&file.path, file.mode) || files.iter().any(|f| f.path == file.path) {
+            return Err(format!(
+                "The machine wanted to hand over `{}` with mode {:04o}, which the provider does not declare.",
+                file.path, file.mode
+            ));
+        }
+        files.push(SealedFile { path: file.path.clone(), size: file.size, mode: file.mode });
+    }
     let now = inner.clock.now();
-    let files = collected.files.iter().map(|file| SealedFile {
-        path: file.path.clone(),
-        size: file.size,
-        mode: file.mode,
-    });
     Ok(Sealed {
         session: entry.id,
         ciphertext,
         info: SealedInfo {
-            files: files.collect(),
+            files,
             sealed_at: now,
             expires_at: now + inner.config.keep_credentials,
             fetched_at: None,

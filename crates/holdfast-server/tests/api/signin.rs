@@ -390,6 +390,46 @@ async fn credentials_that_cannot_be_collected_are_a_failure() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn files_that_no_provider_declares_are_not_taken() {
+    let provider = |path: &str, mode: &str| {
+        format!(
+            "name = \"tool\"\ntitle = \"Tool\"\n[tool]\ncommand = [\"tool\"]\nflow = \"loopback\"\n\
+             [success]\nexit_code = 0\n[[credential]]\npath = \"{path}\"\nmode = \"{mode}\"\n"
+        )
+    };
+    let providers = tempfile::tempdir().unwrap();
+    let file = providers.path().join("tool.toml");
+    for (path, mode) in
+        [(".bashrc", "0600"), (".ssh/authorized_keys", "0600"), (".tool/auth", "0755")]
+    {
+        // The guest hands over what it was asked for; by then that is not the provider's any more.
+        std::fs::write(&file, provider(path, mode)).unwrap();
+        let known = providers.path().to_owned();
+        let bench =
+            Bench::start_with(|config| config.providers_dir = known, Replaced::default()).await;
+        let session = sign_in(&bench.server.client, "tool", &Identity::generate()).await;
+        let tool = bench.tool(&bench.server.client, session.id, 1).await;
+        tool.show_link(LINK);
+        until_step(&bench.server.client, session.id, "the link", |s| s.step == "sign_in").await;
+        let (config, dir) = bench.server.stop().await;
+        std::fs::write(&file, provider(".tool/auth", "0600")).unwrap();
+        tool.end(Outcome::Succeeded);
+        let replaced =
+            Replaced { driver: Some(Arc::new(bench.driver.clone())), ..Replaced::default() };
+        let server = TestServer::listen(config, replaced, dir).await;
+        server.ready().await;
+        let done = until_done(&server.client, session.id).await;
+        assert_eq!(done.outcome.as_deref(), Some("failed"), "{path} {mode}");
+        let why = done.why.unwrap();
+        assert!(why.contains(path) && why.contains("does not declare"), "{why}");
+        assert!(done.credentials.is_none());
+        let none = server.client.credentials(session.id).await.unwrap_err();
+        assert_eq!(none.code(), Some(Code::Conflict));
+        server.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_end_in_the_middle_is_told_in_the_sign_in() {
     let bench = Bench::start().await;
     let client = &bench.server.client;

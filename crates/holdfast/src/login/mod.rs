@@ -71,6 +71,9 @@ pub async fn run(global: &Global, args: LoginArgs) -> anyhow::Result<ExitCode> {
             .context("the credentials cannot be opened with this command's key")?;
         let credentials: Credentials =
             serde_json::from_slice(&clear).context("the credentials are not in the known form")?;
+        // The guest sealed them, and nobody has looked inside since.
+        let declared = sealed.as_ref().map(|sealed| sealed.files.as_slice()).unwrap_or_default();
+        files::check(declared, &credentials.files)?;
         if args.print {
             return output::json(&credentials);
         }
@@ -78,7 +81,7 @@ pub async fn run(global: &Global, args: LoginArgs) -> anyhow::Result<ExitCode> {
         for file in &credentials.files {
             let content = BASE64.decode(&file.content).context("a credential is not base64")?;
             let target = files::place(&home, &file.path)?;
-            written.push(files::write(&target, file.mode & 0o777, &content, args.force)?);
+            written.push(files::write(&target, file.mode, &content, args.force)?);
         }
         if global.json {
             return output::json(&serde_json::json!({

@@ -11,6 +11,7 @@ use holdfast_api::{
     Code, CreateSession, Event, Exec, HealthSeen, Session,
     client::{Client, Update},
 };
+use holdfast_core::printable;
 use uuid::Uuid;
 
 use crate::{
@@ -32,7 +33,11 @@ pub async fn run(global: &Global, command: SessionCommand) -> anyhow::Result<Exi
             let id = resolve(&client, &session.session).await?;
             if console {
                 let console = client.console(id).await?;
-                if global.json { output::json(&console)? } else { print!("{}", console.text) }
+                if global.json {
+                    output::json(&console)?
+                } else {
+                    print!("{}", printable::all(&console.text))
+                }
             } else if follow {
                 follow_events(global, &client, id).await?;
             } else {
@@ -182,7 +187,8 @@ pub fn line(event: &Event) -> String {
         _ => String::new(),
     };
     let at = event.at.strftime("%Y-%m-%d %H:%M:%S%.3f");
-    format!("{at}  {:<14} {:<10}  {change}{}", event.kind, event.by, event.why)
+    let why = printable::all(&event.why);
+    format!("{at}  {:<14} {:<10}  {change}{why}", event.kind, event.by)
 }
 
 async fn exec(client: &Client, args: ExecArgs) -> anyhow::Result<ExitCode> {

@@ -1,6 +1,8 @@
 //! `holdfast login` against machines that somebody broke into: what they hand over, and what they say.
 //! An honest guest cannot be made to do so, so the server here answers as one would that looks at nothing.
 
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test that cannot go on fails")]
+
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
@@ -163,4 +165,25 @@ async fn only_the_providers_credentials_are_written() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let written = home.path().join(DECLARED).metadata().unwrap();
     assert_eq!((written.len(), written.permissions().mode() & 0o7777), (7, 0o600));
+}
+
+#[tokio::test]
+async fn nothing_that_a_machine_says_is_a_command_to_the_terminal() {
+    const HOSTILE: &str = "\u{1b}]52;c;Y3VybA==\u{7}\u{1b}[2J\u{9b}31m\u{202e}\r";
+    let home = tempfile::tempdir().unwrap();
+    let mut machine = Machine::new(&[]);
+    let SignIn { url, user_code, outcome, why, output, .. } = &mut machine.sign_in;
+    *url = Some(format!("https://auth.example/{HOSTILE}"));
+    *user_code = Some(format!("AB-CD{HOSTILE}\n- signed in"));
+    *outcome = Some("failed".to_owned());
+    *why = Some(format!("it broke{HOSTILE}"));
+    *output = format!("first\n\tsecond{HOSTILE}");
+    let ended = login(machine, home.path(), &[]).await;
+    let said = String::from_utf8(ended.stderr).unwrap();
+    for shown in ["https://auth.example/", "AB-CD", "it broke", "first\n\tsecond"] {
+        assert!(said.contains(shown), "{shown}: {said:?}");
+    }
+    let obeyed = |c: char| c == '\u{202e}' || c.is_control() && !matches!(c, '\n' | '\t');
+    assert!(!said.contains(obeyed), "{said:?}");
+    assert!(!said.contains("\n- signed in"), "{said:?}");
 }

@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use holdfast_api::{Code, CreateSession, Credentials, Session, SignIn, client::Client};
+use holdfast_core::printable;
 use tokio::{sync::oneshot, time::Instant};
 use uuid::Uuid;
 
@@ -30,6 +31,8 @@ const LOOK: Duration = Duration::from_millis(500);
 const BEAT: Duration = Duration::from_secs(10);
 /// How long the server may be away.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// Most of a line that a guest wrote, in bytes: its longest link.
+const LINE: usize = 8 << 10;
 /// Exit code of a program that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;
 
@@ -213,10 +216,11 @@ impl View {
             self.steps.now(sentence(now));
         }
         if now.url.is_some() && now.url != self.shown.url {
-            self.steps.done(&format!("\n  {}\n", now.url.as_deref().unwrap_or_default()));
+            let url = printable::line(now.url.as_deref().unwrap_or_default(), LINE);
+            self.steps.done(&format!("\n  {url}\n"));
         }
         if now.user_code.is_some() && now.user_code != self.shown.user_code {
-            let code = now.user_code.as_deref().unwrap_or_default();
+            let code = printable::line(now.user_code.as_deref().unwrap_or_default(), LINE);
             self.steps.done(&format!("  Code for the provider's page:  {code}\n"));
         }
         self.shown = Shown {

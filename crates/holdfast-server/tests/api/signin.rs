@@ -393,6 +393,23 @@ async fn credentials_that_cannot_be_collected_are_a_failure() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_machine_with_credentials_is_never_saved() {
+    let bench = Bench::start().await;
+    let (server, client) = (&bench.server, &bench.server.client);
+    let session = sign_in(client, "codex", &Identity::generate()).await;
+    bench.tool(client, session.id, 1).await.show_link(LINK);
+    until_step(client, session.id, "the link", |s| s.step == "sign_in").await;
+    for what in ["hibernate", "fork"] {
+        let path = format!("/api/sessions/{}/{what}", session.id);
+        let refused = server.ask(&server.token, "POST", &path, "{}").await;
+        assert_eq!((refused.status, refused.code()), (409, Code::Conflict), "{what}");
+        assert!(refused.problem().error.contains("sign-in"), "{:?}", refused.problem());
+    }
+    assert_eq!(client.session(session.id).await.unwrap().state, "ready");
+    bench.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn links_that_must_not_be_followed_are_refused() {
     let bench = Bench::start().await;
     let client = &bench.server.client;

@@ -194,7 +194,8 @@ pub struct ToolStatus {
     pub outcome: Option<Outcome>,
     /// Exit code of the tool, 128 + signal when it was killed.
     pub exit_code: Option<i32>,
-    /// The last 4 KiB of its output as text, with everything that `credentials` finds in it removed.
+    /// The last 4 KiB of its output as text, without what `credentials` finds in it, words of credential
+    /// files, pasted codes and what looks like them. Empty once it succeeded.
     pub output: String,
     /// Links that were refused, with the reason, at most 16.
     pub refused_links: Vec<String>,

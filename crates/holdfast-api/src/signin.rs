@@ -54,7 +54,7 @@ pub struct SignIn {
     /// Why, as a sentence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
-    /// The end of the tool's output, without credentials.
+    /// The end of the tool's output, without credentials; empty once it succeeded.
     pub output: String,
     /// Until when the person is waited for.
     #[serde(skip_serializing_if = "Option::is_none")]

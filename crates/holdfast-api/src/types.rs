@@ -260,6 +260,10 @@ pub struct Provider {
     pub flow: Option<String>,
     /// For a tool to sign in: it hands credentials over, so a session needs a recipient.
     pub credentials: bool,
+    /// For a tool to sign in: hosts that it and its sign-in page need, for whoever restricts egress
+    /// before the host. Told, not enforced.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
 }
 
 /// Answer to `GET /api/providers`.

@@ -464,6 +464,12 @@ impl Control {
                 why: "only a session that is ready can be saved",
             });
         }
+        if entry.sign_in().is_some() {
+            return Err(ControlError::State {
+                state: session.state,
+                why: "a sign-in is not saved, so that its credentials are never on disk",
+            });
+        }
         let (answer, saved) = oneshot::channel();
         entry.save_requests.lock().unwrap_or_else(PoisonError::into_inner).push(answer);
         entry.wake.notify_one();

@@ -5,6 +5,9 @@
 //! anywhere goes on with the same run. A guest that does not know the run was started again; then a
 //! new run begins and the link before is void. Credentials are sealed in the guest and pass through
 //! here as ciphertext only.
+//!
+//! A guest may be somebody else's by now: its link is looked at again, its text is made fit to be shown,
+//! and only what the provider declares is taken for credentials.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +17,7 @@ use holdfast_agent_api::tool::{
     CollectRequest, CredentialFile, LinkRules, OutcomeRules, Prompt, ToolRequest, ToolStatus,
 };
 use holdfast_core::{
-    Actor, EndReason, EventBody, SessionState, SignIn, SignInOutcome, SignInStep,
+    Actor, EndReason, EventBody, SessionState, SignIn, SignInOutcome, SignInStep, link, printable,
     provider::{self, Flow},
     signin::{SealedFile, SealedInfo},
 };
@@ -37,6 +40,24 @@ const CALL_DEADLINE: Duration = Duration::from_secs(10);
 /// Pause after a call that failed.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// Most of the tool's output that is kept, in bytes.
+const OUTPUT: usize = 4 << 10;
+/// Most of a guest's sentence, in bytes.
+const SENTENCE: usize = 500;
+/// Longest code to be typed on a provider's page, in bytes.
+const USER_CODE: usize = 64;
+/// How many refused links of a run are told of.
+const REFUSALS: usize = 16;
+
+/// What was taken in of the current run. Another server looks at it anew, which is harmless.
+#[derive(Default)]
+struct Seen {
+    run: u32,
+    revision: u64,
+    /// Links that were refused, at most [`REFUSALS`].
+    refused: Vec<String>,
+}
+
 enum Next {
     Again,
     /// Until the person asks for something.
@@ -45,7 +66,7 @@ enum Next {
 }
 
 pub(crate) async fn run(inner: Arc<Inner>, entry: Arc<Entry>) {
-    let mut seen = (0, 0);
+    let mut seen = Seen::default();
     loop {
         let next = tokio::select! {
             () = inner.stop.cancelled() => return,
@@ -85,7 +106,7 @@ async fn close(inner: &Inner, entry: &Entry) -> Result<Next, ControlError> {
     Ok(Next::Over)
 }
 
-async fn step(inner: &Inner, entry: &Entry, seen: &mut (u32, u64)) -> Result<Next, ControlError> {
+async fn step(inner: &Inner, entry: &Entry, seen: &mut Seen) -> Result<Next, ControlError> {
     let Some(mut sign_in) = entry.sign_in() else { return Ok(Next::Over) };
     if sign_in.is_done() {
         return Ok(Next::Wait);
@@ -128,13 +149,17 @@ async fn step(inner: &Inner, entry: &Entry, seen: &mut (u32, u64)) -> Result<Nex
                 }
                 // A guest that does not take our secret is being given another one.
                 Err(GuestError::Refused { status, message }) if status != 401 => {
-                    return fail(inner, entry, sign_in, &message).await;
+                    let why = printable::line(&message, SENTENCE);
+                    return fail(inner, entry, sign_in, &why).await;
                 }
                 Err(error) => return Err(ControlError::Guest(chain(&error))),
             }
         }
         SignInStep::Link | SignInStep::SignIn => {
-            let after = if seen.0 == sign_in.run { seen.1 } else { 0 };
+            if seen.run != sign_in.run {
+                *seen = Seen { run: sign_in.run, ..Seen::default() };
+            }
+            let after = seen.revision;
             let news = tokio::select! {
                 news = agent.tool_status(after, NEWS_WAIT) => news,
                 // Another incarnation of the VM has to be asked anew.
@@ -143,8 +168,8 @@ async fn step(inner: &Inner, entry: &Entry, seen: &mut (u32, u64)) -> Result<Nex
             };
             match news {
                 Ok(status) if status.run == sign_in.run => {
-                    take_in(inner, entry, sign_in, tool, &status).await?;
-                    *seen = (status.run, status.revision);
+                    take_in(inner, entry, sign_in, tool, &status, seen).await?;
+                    seen.revision = status.revision;
                 }
                 Ok(_) | Err(GuestError::Refused { status: 404, .. }) => {
                     run_lost(inner, entry, sign_in).await?;
@@ -173,17 +198,38 @@ async fn take_in(
     before: SignIn,
     tool: &provider::Tool,
     status: &ToolStatus,
+    seen: &mut Seen,
 ) -> Result<(), ControlError> {
     let mut sign_in = before.clone();
     let mut events = Vec::new();
-    sign_in.user_code.clone_from(&status.user_code);
+    let code = status.user_code.as_deref().map(|code| printable::line(code, USER_CODE));
+    sign_in.user_code = code.filter(|code| !code.trim().is_empty());
     sign_in.wants_input = status.wants_input;
-    sign_in.output.clone_from(&status.output);
+    sign_in.output = printable::end(&status.output, OUTPUT);
+    let mut refused = None;
     if let Some(link) = &status.link
         && sign_in.url.as_ref() != Some(&link.url)
     {
-        sign_in.url = Some(link.url.clone());
-        events.push(note(inner, "signin.link", "The tool's link was caught.", Actor::Guest));
+        match link::acceptable(&link.url, &tool.allow) {
+            Ok(()) => {
+                sign_in.url = Some(link.url.clone());
+                events.push(note(
+                    inner,
+                    "signin.link",
+                    "The tool's link was caught.",
+                    Actor::Guest,
+                ));
+            }
+            Err(why) if seen.refused.len() < REFUSALS && !seen.refused.contains(&link.url) => {
+                let why = format!(
+                    "A link of the machine is not shown, for {why}: {}",
+                    printable::line(&link.url, 200)
+                );
+                events.push(note(inner, "signin.link_refused", &why, Actor::Reconciler));
+                refused = Some(link.url.clone());
+            }
+            Err(_) => {}
+        }
     }
     let usable =
         sign_in.url.is_some() || (tool.flow == Flow::DeviceCode && sign_in.user_code.is_some());
@@ -199,6 +245,8 @@ async fn take_in(
         None => {}
         Some(wire::Outcome::Succeeded) => {
             to(&mut sign_in, SignInStep::Credentials, inner);
+            // What explains a failure is of no use now, and tools print what they were given.
+            sign_in.output.clear();
             events.push(note(inner, "signin.succeeded", "The tool is signed in.", Actor::Guest));
         }
         Some(other) => {
@@ -209,18 +257,22 @@ async fn take_in(
                 wire::Outcome::Expired => {
                     (SignInOutcome::Expired, "The sign-in was not finished in time.".to_owned())
                 }
-                wire::Outcome::Failed { why } => (SignInOutcome::Failed, why.clone()),
+                wire::Outcome::Failed { why } => {
+                    (SignInOutcome::Failed, printable::line(why, SENTENCE))
+                }
                 wire::Outcome::Succeeded => (SignInOutcome::Succeeded, String::new()),
             };
             finish(inner, &mut sign_in, outcome, &why);
             events.push(note(inner, "signin.done", &why, Actor::Guest));
         }
     }
-    if sign_in == before {
+    if sign_in == before && events.is_empty() {
         return Ok(());
     }
     let delivery = if sign_in.is_done() { announce(inner, &sign_in, None) } else { None };
-    write(inner, entry, sign_in, events, None, delivery).await
+    write(inner, entry, sign_in, events, None, delivery).await?;
+    seen.refused.extend(refused);
+    Ok(())
 }
 
 /// Has the credentials sealed in the guest, keeps the ciphertext, and ends the session: the VM that
@@ -238,12 +290,16 @@ async fn hand_over(
     } else {
         let request = CollectRequest { run: sign_in.run, recipients: sign_in.recipients.clone() };
         match agent.collect(&request, CALL_DEADLINE).await {
-            Ok(collected) => Some(seal(inner, entry, &collected)?),
+            Ok(collected) => match seal(inner, entry, tool, &collected) {
+                Ok(sealed) => Some(sealed),
+                Err(why) => return fail(inner, entry, sign_in, &why).await,
+            },
             Err(GuestError::Refused { status: 404, .. }) => {
                 run_lost(inner, entry, sign_in).await?;
                 return Ok(Next::Again);
             }
             Err(GuestError::Refused { status, message }) if status != 401 => {
+                let message = printable::line(&message, SENTENCE);
                 let why = format!("The credentials could not be collected: {message}.");
                 return fail(inner, entry, sign_in, &why).await;
             }
@@ -261,22 +317,34 @@ async fn hand_over(
     Ok(Next::Over)
 }
 
-fn seal(inner: &Inner, entry: &Entry, collected: &wire::Collected) -> Result<Sealed, ControlError> {
-    let ciphertext =
-        base64::engine::general_purpose::STANDARD.decode(&collected.ciphertext).map_err(
-            |error| ControlError::Guest(format!("the sealed credentials are not base64: {error}")),
-        )?;
+/// What the guest sealed, or why it is not taken. What is inside cannot be seen here; what is said to
+/// be inside has to be what the provider hands over.
+fn seal(
+    inner: &Inner,
+    entry: &Entry,
+    tool: &provider::Tool,
+    collected: &wire::Collected,
+) -> Result<Sealed, String> {
+    let ciphertext = base64::engine::general_purpose::STANDARD
+        .decode(&collected.ciphertext)
+        .map_err(|_| "The machine sealed the credentials in no known form.".to_owned())?;
+    let mut files: Vec<SealedFile> = Vec::new();
+    for file in &collected.files {
+        if !tool.hands_over(&file.path, file.mode) || files.iter().any(|f| f.path == file.path) {
+            return Err(format!(
+                "The machine wanted to hand over `{}` with mode {:04o}, which the provider does not declare.",
+                printable::line(&file.path, 200),
+                file.mode
+            ));
+        }
+        files.push(SealedFile { path: file.path.clone(), size: file.size, mode: file.mode });
+    }
     let now = inner.clock.now();
-    let files = collected.files.iter().map(|file| SealedFile {
-        path: file.path.clone(),
-        size: file.size,
-        mode: file.mode,
-    });
     Ok(Sealed {
         session: entry.id,
         ciphertext,
         info: SealedInfo {
-            files: files.collect(),
+            files,
             sealed_at: now,
             expires_at: now + inner.config.keep_credentials,
             fetched_at: None,

@@ -148,7 +148,8 @@ pub struct SignIn {
     pub outcome: Option<SignInOutcome>,
     /// Why, as a sentence.
     pub why: Option<String>,
-    /// The last output of the tool as text, without credentials; at most 4 KiB.
+    /// The last output of the tool as text, without credentials; at most 4 KiB, and none once it
+    /// succeeded.
     pub output: String,
     /// age public keys that the credentials are sealed to.
     pub recipients: Vec<String>,

@@ -73,6 +73,7 @@ pub(crate) fn provider(provider: &Provider) -> api::Provider {
         icon: provider.icon.clone(),
         flow: tool.map(|tool| tool.flow.as_str().to_owned()),
         credentials: tool.is_some_and(|tool| !tool.credentials.is_empty()),
+        hosts: tool.map(|tool| tool.hosts.clone()).unwrap_or_default(),
     }
 }
 

@@ -20,7 +20,7 @@ for (;;) {
   if (token.access_token) {
     mkdirSync(`${process.env.HOME}/.tool`, { recursive: true });
     writeFileSync(`${process.env.HOME}/.tool/auth.json`, JSON.stringify(token), { mode: 0o600 });
-    console.log('Signed in.');
+    console.log(`Signed in: ${token.access_token}`);
     process.exit(0);
   }
   if (token.error !== 'authorization_pending' && token.error !== 'slow_down') {

@@ -34,9 +34,11 @@ const server = createServer(async (request, response) => {
     console.log(`no token: ${JSON.stringify(token)}`);
     process.exit(1);
   }
+  // Some tools print what they were given, before it is in a file and after.
+  console.log(`Your token: ${token.access_token}`);
   mkdirSync(`${process.env.HOME}/.tool`, { recursive: true });
   writeFileSync(`${process.env.HOME}/.tool/auth.json`, JSON.stringify(token), { mode: 0o600 });
-  console.log('Signed in.');
+  console.log(`Signed in: ${JSON.stringify(token)}`);
   process.exit(0);
 });
 await new Promise((done) => server.listen(0, '127.0.0.1', done));

@@ -35,5 +35,5 @@ if (!token.access_token) {
 }
 mkdirSync(`${process.env.HOME}/.tool`, { recursive: true });
 writeFileSync(`${process.env.HOME}/.tool/auth.json`, JSON.stringify(token), { mode: 0o600 });
-console.log('Signed in.');
+console.log(`Signed in with ${code}: ${token.access_token}`);
 process.exit(0);

@@ -1,4 +1,5 @@
-//! What people and programs see: tables, JSON, progress, errors.
+//! What people and programs see: tables, JSON, progress, errors. Text of guests passes through here, so
+//! nothing of it is a command to the person's terminal.
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -7,6 +8,7 @@ use std::{
 
 use comfy_table::{ContentArrangement, Table, presets};
 use holdfast_api::client::ClientError;
+use holdfast_core::printable;
 use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -25,7 +27,7 @@ pub fn die_on_closed_pipe() {
 
 /// Prints a failure: one sentence, and what to do about it.
 pub fn print_error(error: &anyhow::Error) {
-    eprintln!("error: {}", without_numbers(&format!("{error:#}")));
+    eprintln!("error: {}", printable::all(&without_numbers(&format!("{error:#}"))));
     let hint = error.chain().find_map(|cause| match cause.downcast_ref::<ClientError>()? {
         ClientError::Connect { .. } => Some(
             "Is the server running? Start one with `holdfast up`, or say where it is with --url or HOLDFAST_URL.",
@@ -90,7 +92,7 @@ pub fn print_table(table: &Table, empty: &str) {
 pub fn fields(fields: &[(&str, String)]) {
     let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
     for (name, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
-        println!("{name:width$}  {value}");
+        println!("{name:width$}  {}", printable::all(value));
     }
 }
 
@@ -142,12 +144,13 @@ impl Steps {
     /// What is being waited for.
     pub fn now(&self, text: &str) {
         if let Some(bar) = &self.bar {
-            bar.set_message(text.to_owned());
+            bar.set_message(printable::all(text));
         }
     }
 
     /// Something that is done.
     pub fn done(&self, text: &str) {
+        let text = printable::all(text);
         match &self.bar {
             Some(bar) => bar.println(text),
             None => {

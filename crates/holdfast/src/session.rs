@@ -11,6 +11,7 @@ use holdfast_api::{
     Code, CreateSession, Event, Exec, HealthSeen, Session,
     client::{Client, Update},
 };
+use holdfast_core::printable;
 use uuid::Uuid;
 
 use crate::{
@@ -32,7 +33,11 @@ pub async fn run(global: &Global, command: SessionCommand) -> anyhow::Result<Exi
             let id = resolve(&client, &session.session).await?;
             if console {
                 let console = client.console(id).await?;
-                if global.json { output::json(&console)? } else { print!("{}", console.text) }
+                if global.json {
+                    output::json(&console)?;
+                } else {
+                    print!("{}", printable::all(&console.text));
+                }
             } else if follow {
                 follow_events(global, &client, id).await?;
             } else {
@@ -182,7 +187,8 @@ pub fn line(event: &Event) -> String {
         _ => String::new(),
     };
     let at = event.at.strftime("%Y-%m-%d %H:%M:%S%.3f");
-    format!("{at}  {:<14} {:<10}  {change}{}", event.kind, event.by, event.why)
+    let why = printable::all(&event.why);
+    format!("{at}  {:<14} {:<10}  {change}{why}", event.kind, event.by)
 }
 
 async fn exec(client: &Client, args: ExecArgs) -> anyhow::Result<ExitCode> {
@@ -275,17 +281,21 @@ async fn end(client: &Client, sessions: &[String], wait: bool) -> anyhow::Result
 pub fn open(global: &Global, session: &Session, print: bool) -> anyhow::Result<()> {
     let (base, token) = connect::target(global)?;
     let base = base.trim_end_matches('/');
-    let url = match token {
-        // The first visit brings the token; the server keeps it as a cookie and removes it from
-        // the address.
-        Some(token) => format!("{base}/?token={token}&session={}", session.id),
-        None => format!("{base}{}", session.url),
+    let Some(token) = token else {
+        let url = format!("{base}{}", session.url);
+        if print {
+            println!("{url}");
+            return Ok(());
+        }
+        return programs::open_in_browser(&url);
     };
+    // The first visit brings the token; the server keeps it as a cookie and removes it from the address.
+    let url = format!("{base}/?token={token}&session={}", session.id);
     if print {
         println!("{url}");
         return Ok(());
     }
-    programs::open_in_browser(&url)
+    programs::open_privately(&url)
 }
 
 /// Who protects it and until when; nothing of a session that is over.

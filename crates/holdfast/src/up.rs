@@ -29,7 +29,7 @@ pub async fn run(args: UpArgs) -> anyhow::Result<()> {
     serve::announce(&server, true);
     if args.open {
         let url = format!("{}/?token={}", server.url(), server.admin_token());
-        if let Err(error) = programs::open_in_browser(&url) {
+        if let Err(error) = programs::open_privately(&url) {
             tracing::warn!("{error:#}");
         }
     }

@@ -25,6 +25,8 @@ exit_code = 0
 [[credential]]
 path = ".paste/auth.json"
 mode = "0640"
+[egress]
+hosts = ["auth.paste.example"]
 "#;
 
 struct Server {
@@ -160,6 +162,53 @@ fn a_sign_in_that_fails_says_why_and_leaves_no_session() {
     assert_eq!(output.status.code(), Some(1));
     assert!(!server.home().join(".paste").exists());
     assert!(server.sessions().is_empty());
+}
+
+#[test]
+fn the_browser_is_not_told_the_token_in_its_arguments() {
+    let server = Server::start();
+    let output = server.command(&["--json", "session", "create"]).output().expect("it runs");
+    let made: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let id = made["id"].as_str().expect("an id");
+    let token = fs::read_to_string(server.dir.path().join("state/admin-token")).expect("a token");
+    let runtime = server.dir.path().join("runtime");
+    fs::create_dir(&runtime).expect("a directory");
+    let browser = runtime.join("browser");
+    let script = "#!/bin/sh\necho \"$@\" >> \"$0.arguments\"\ncat \"$1\" >> \"$0.page\"\n\
+                  echo end >> \"$0.page\"\n";
+    fs::write(&browser, script).expect("written");
+    fs::set_permissions(&browser, fs::Permissions::from_mode(0o755)).expect("a program");
+    let prepared = |arguments: &[&str]| {
+        let mut command = server.command(arguments);
+        command.env("BROWSER", &browser).env("XDG_RUNTIME_DIR", &runtime);
+        command
+    };
+    let opened = prepared(&["session", "open", id]).output().expect("it runs");
+    assert!(opened.status.success(), "{}", text(&opened.stderr));
+    let mut login = prepared(&["login", "paste", "--open"]).spawn().expect("it runs");
+    let read = |name: &str| fs::read_to_string(runtime.join(name)).unwrap_or_default();
+    let begun = Instant::now();
+    while read("browser.page").matches("end\n").count() < 2 {
+        assert!(begun.elapsed() < DEADLINE, "no page was opened: {}", read("browser.arguments"));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    login.kill().expect("killed");
+    login.wait().expect("it ends");
+    let (arguments, pages) = (read("browser.arguments"), read("browser.page"));
+    assert!(!arguments.contains(token.trim()), "{arguments}");
+    assert_eq!(pages.matches("url=http://").count(), 2, "{pages}");
+    assert!(pages.contains(&format!("/?token={}&amp;session={id}", token.trim())), "{pages}");
+}
+
+#[test]
+fn what_a_provider_needs_is_told() {
+    let server = Server::start();
+    let output = server.command(&["--json", "provider", "ls"]).output().expect("it runs");
+    let list: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let providers = list["providers"].as_array().expect("a list");
+    let named = |name: &str| providers.iter().find(|p| p["name"] == name).expect("it is known");
+    assert_eq!(named("paste")["hosts"], serde_json::json!(["auth.paste.example"]));
+    assert!(named("desktop").get("hosts").is_none());
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn encrypt(recipients: &[Recipient], clear: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 /// Reads a file below `home`; no link leads out of it. `None`: it is not there.
-fn read_below(home: &Path, path: &str) -> io::Result<Option<Vec<u8>>> {
+pub(super) fn read_below(home: &Path, path: &str) -> io::Result<Option<Vec<u8>>> {
     let root = File::open(home)?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;

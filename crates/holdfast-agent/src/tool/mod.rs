@@ -6,6 +6,7 @@
 mod collect;
 mod haste;
 mod link;
+mod redact;
 mod rules;
 mod run;
 mod text;

@@ -10,9 +10,9 @@ use std::{
 use holdfast_agent_api::tool::{
     Collected, Flow, Link, LinkSource, Outcome, ToolRequest, ToolState, ToolStatus,
 };
+use holdfast_core::printable;
 use jiff::Timestamp;
 use pty_process::{OwnedReadPty, OwnedWritePty};
-use regex::Regex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     process::Child,
@@ -26,6 +26,7 @@ use super::{
     haste::Haste,
     link,
     link::Worth,
+    redact::{REMOVED, Redactor, last_words, without},
     rules::{Compiled, Evidence},
     text::Transcript,
 };
@@ -54,6 +55,8 @@ const LAST_WORDS: Duration = Duration::from_millis(1500);
 const GRACE: Duration = Duration::from_millis(300);
 /// How much of the output is shown, in bytes.
 const SHOWN: usize = 4 << 10;
+/// How much of its end is searched for secrets, in bytes: what is removed makes room for what was before.
+const LOOKED_AT: usize = 32 << 10;
 /// Between text and the return key: tools that read both at once take the key for part of a paste.
 const RETURN_DELAY: Duration = Duration::from_millis(120);
 
@@ -110,6 +113,7 @@ impl Run {
             events: events.downgrade(),
             transcript: Transcript::new(COLUMNS),
             found: Arc::clone(&found),
+            redactor: Redactor::default(),
             answered: HashSet::new(),
             seen: HashSet::new(),
             best: None,
@@ -199,6 +203,7 @@ struct Task {
     transcript: Transcript,
     /// Credentials in the output, by path.
     found: Arc<Mutex<HashMap<String, String>>>,
+    redactor: Redactor,
     /// Prompts that were answered.
     answered: HashSet<usize>,
     /// Links that were looked at.
@@ -291,6 +296,9 @@ impl Task {
                     let stable = Some(self.evidence.prints());
                     let unchanged = stable == prints;
                     prints = stable;
+                    if !unchanged {
+                        self.redactor.learn(&self.guest.home, &self.request.credentials);
+                    }
                     if let Some(outcome) = self.look(code, unchanged, keys) {
                         break outcome;
                     }
@@ -335,6 +343,7 @@ impl Task {
             }
             Event::Typed(text) => {
                 self.typed_at = Some(self.transcript.text(true).len());
+                self.redactor.typed(&text);
                 let _ = keys.try_send(text.into_bytes());
                 let keys = keys.clone();
                 tokio::spawn(async move {
@@ -443,7 +452,7 @@ impl Task {
         let rank = match self.compiled.links.worth(url) {
             Worth::Rank(rank) => rank,
             Worth::Refused(why) => {
-                let line = format!("{}: {why}", printable(url));
+                let line = format!("{}: {why}", printable::line(url, 200));
                 self.change(|status| {
                     if status.refused_links.len() < 16 && !status.refused_links.contains(&line) {
                         status.refused_links.push(line);
@@ -552,22 +561,27 @@ impl Task {
 
     /// The end of `text` without credentials.
     fn shown(&self, text: &str) -> String {
-        let mut shown = text.to_owned();
+        let mut shown = last_words(text, LOOKED_AT).to_owned();
         for (_, pattern) in &self.compiled.secrets {
             shown = without(pattern, &shown);
         }
         for secret in self.found.lock().unwrap_or_else(PoisonError::into_inner).values() {
             if !secret.is_empty() {
-                shown = shown.replace(secret.as_str(), "[removed]");
+                shown = shown.replace(secret.as_str(), REMOVED);
             }
         }
+        let mut shown = self.redactor.clean(&shown);
         let start = shown.len().saturating_sub(SHOWN);
         let start = (start..=shown.len()).find(|at| shown.is_char_boundary(*at)).unwrap_or(0);
         shown.split_off(start)
     }
 
     fn publish_end(&self, outcome: Outcome, exit_code: Option<i32>) {
-        let output = self.shown(&self.transcript.text(true));
+        let output = match outcome {
+            // It explains nothing, and tools print what they were given.
+            Outcome::Succeeded => String::new(),
+            _ => self.shown(&self.transcript.text(true)),
+        };
         self.change(|status| {
             status.state = ToolState::Ended;
             status.outcome = Some(outcome);
@@ -586,26 +600,6 @@ impl Task {
             changed
         });
     }
-}
-
-/// Replaces the first group of every match.
-fn without(pattern: &Regex, text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut end = 0;
-    for group in pattern.captures_iter(text).filter_map(|captures| captures.get(1)) {
-        out.push_str(&text[end..group.start()]);
-        out.push_str("[removed]");
-        end = group.end();
-    }
-    out.push_str(&text[end..]);
-    out
-}
-
-/// A link as it can be shown: short and without control characters.
-fn printable(url: &str) -> String {
-    let clean: String =
-        url.chars().take(200).map(|c| if c.is_control() { '?' } else { c }).collect();
-    if url.chars().count() > 200 { clean + "..." } else { clean }
 }
 
 async fn type_keys(mut writer: OwnedWritePty, mut keys: mpsc::Receiver<Vec<u8>>) {

@@ -310,8 +310,7 @@ async fn questions_prompts_and_codes_are_answered() {
         rig.tool(Method::POST, "/v1/tool/input", &json!({"run": 1, "text": "right"})).await;
     let status = end(&rig).await;
     assert_eq!(status.outcome, Some(Outcome::Succeeded), "{status:?}");
-    assert!(status.output.contains("[removed] is your token"), "{}", status.output);
-    assert!(!status.output.contains("sk-test"), "{}", status.output);
+    assert_eq!(status.output, "", "nothing is shown of a tool that succeeded");
     let key = age::x25519::Identity::generate();
     let collect = json!({"run": 1, "recipients": [key.to_public().to_string()]});
     let collected: Collected = rig.tool(Method::POST, "/v1/tool/collect", &collect).await;
@@ -321,6 +320,48 @@ async fn questions_prompts_and_codes_are_answered() {
     let (code, _) =
         rig.tool_call(Method::POST, "/v1/tool/input", &json!({"run": 1, "text": "x"})).await;
     assert_eq!(code, StatusCode::CONFLICT, "it has ended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_is_in_what_is_shown() {
+    let rig = Rig::new().await;
+    // It prints one token before it writes it, and others after; the terminal echoes the code.
+    let script = format!(
+        "echo '{LINK}'; printf 'Paste code here: '; read -r code; echo got $code\n\
+         echo early sk-early-0123456789abcdef; mkdir .tool; echo sk-test-0123456789 is printed\n\
+         echo '{{\"token\":\"letters-only-token\",\"early\":\"sk-early-0123456789abcdef\"}}' > .tool/auth.json\n\
+         cat .tool/auth.json; echo; echo token=letters-only-token.; echo waits\n\
+         until [ -e go ]; do sleep 0.05; done; exit 3"
+    );
+    let rules = json!({
+        "flow": "paste_code",
+        "outcome": {"exitCode": 0},
+        "credentials": [
+            {"path": ".tool/auth.json", "mode": 384},
+            {"path": "token", "mode": 384, "output": "(sk-test-\\w+)"},
+        ],
+    });
+    start(&rig, 1, &script, rules).await;
+    until(&rig, "it wants a code", |s| s.wants_input).await;
+    let typed = json!({"run": 1, "text": "c0de#st4te"});
+    let _: ToolStatus = rig.tool(Method::POST, "/v1/tool/input", &typed).await;
+    let clean = |status: &ToolStatus| {
+        for secret in ["sk-early", "sk-test", "letters-only", "c0de", "st4te"] {
+            assert!(!status.output.contains(secret), "{secret}: {}", status.output);
+        }
+    };
+    // Whatever is shown on the way is clean, too.
+    let waits = until(&rig, "it waits", |s| {
+        clean(s);
+        s.output.contains("waits")
+    })
+    .await;
+    assert!(waits.output.contains(LINK) && waits.output.contains("got [removed]"), "{waits:?}");
+    assert!(waits.output.contains("[removed] is printed"), "{waits:?}");
+    fs::write(rig.guest.home.join("go"), "").expect("written");
+    let status = end(&rig).await;
+    assert!(failure(&status).contains("exit code 3") && status.output.contains("waits"));
+    clean(&status);
 }
 
 #[tokio::test(flavor = "multi_thread")]

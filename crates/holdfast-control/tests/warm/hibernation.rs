@@ -2,7 +2,7 @@
 
 use std::{sync::mpsc, time::Duration};
 
-use holdfast_control::Live;
+use holdfast_control::{ControlError, CreateRequest, Live, NewSignIn};
 use holdfast_core::Actor;
 use holdfast_host::drivers::sim::{Fault, Step};
 
@@ -190,5 +190,42 @@ async fn periodic_checkpoints_wait_for_their_interval_also_after_a_failure() {
     assert_eq!(back.vm.id, live.vm.id);
     let after = bench.claim(&back);
     assert!(after.time > before.time && after.entropy != before.entropy, "{after:?}");
+    bench.control.stop().await;
+}
+
+#[tokio::test]
+async fn a_sign_in_is_never_saved() {
+    let bench = Bench::new(|config| {
+        config.checkpoint_interval = Duration::from_millis(100);
+        config.probe_interval = Duration::from_millis(20);
+    })
+    .await
+    .start()
+    .await;
+    bench.machine.hold_tools();
+    let mut request = bench.request();
+    request.spec.provider = "codex".into();
+    request.sign_in = Some(NewSignIn { recipients: vec!["age1".into()], webhook: None });
+    let fork = CreateRequest { sign_in: None, ..request.clone() };
+    let id = bench.control.create(request).await.unwrap().0.session.id;
+    bench.until(id, "ready").await;
+    let refused = [
+        bench.control.hibernate(id, Actor::User).await.err(),
+        bench.control.fork(id, fork).await.err(),
+        bench.control.checkpoint(id).await.err(),
+    ];
+    for error in refused {
+        assert!(matches!(error, Some(ControlError::State { .. })), "{error:?}");
+    }
+    // While another session is saved twice, it is not once.
+    let other = bench.ready().await.session.id;
+    let began = std::time::Instant::now();
+    while bench.count(other, "checkpoint.taken").await < 2 {
+        assert!(began.elapsed() < Duration::from_secs(20), "{}", bench.timeline(other).await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let timeline = bench.timeline(id).await;
+    assert!(!timeline.contains("checkpoint.") && !timeline.contains("hibernat"), "{timeline}");
+    assert!(bench.until(id, "ready").await.session.checkpoint.is_none());
     bench.control.stop().await;
 }

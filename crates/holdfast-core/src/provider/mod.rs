@@ -72,6 +72,18 @@ pub struct Tool {
     pub deadline: Duration,
 }
 
+impl Tool {
+    /// Whether a file of this path and mode is one that the provider hands over.
+    pub fn hands_over(&self, path: &str, mode: u32) -> bool {
+        self.credentials.iter().any(|known| known.path == path && known.mode == mode)
+    }
+}
+
+/// Whether a credential may have this mode: others may read it at most, and it runs as nobody else.
+pub const fn is_safe_mode(mode: u32) -> bool {
+    mode & !0o755 == 0
+}
+
 /// How consent comes back to the tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
@@ -107,7 +119,7 @@ impl Flow {
 pub struct Credential {
     /// Where the tool keeps and expects it, relative to the home directory.
     pub path: String,
-    /// File mode on the person's own machine.
+    /// File mode on the person's own machine, see [`is_safe_mode`].
     pub mode: u32,
     /// Its absence is no error.
     pub optional: bool,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::Range, time::Duration};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{Credential, Flow, Provider, Tool};
+use super::{Credential, Flow, Provider, Tool, is_safe_mode};
 
 /// A provider's file that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -250,8 +250,13 @@ impl Reader<'_> {
         let mode = match &table.mode {
             None => 0o600,
             Some(text) => match u32::from_str_radix(text.get_ref(), 8) {
-                Ok(mode) if mode <= 0o777 => mode,
-                _ => return self.fail(&text.span(), "a mode is written in octal, like \"0600\""),
+                Ok(mode) if is_safe_mode(mode) => mode,
+                _ => {
+                    return self.fail(
+                        &text.span(),
+                        "a mode is written in octal, like \"0600\", and lets nobody else write",
+                    );
+                }
             },
         };
         if let Some(output) = &table.output {
@@ -384,6 +389,8 @@ path = ".tool/auth.json"
             ("path = \".tool/auth.json\"", "path = \"../../etc/shadow\"", 13),
             ("path = \".tool/auth.json\"", "path = \"/etc/shadow\"", 13),
             ("path = \".tool/auth.json\"", "path = \".a\"\nmode = \"rw\"", 14),
+            ("path = \".tool/auth.json\"", "path = \".a\"\nmode = \"0666\"", 14),
+            ("path = \".tool/auth.json\"", "path = \".a\"\nmode = \"4755\"", 14),
             ("command = [\"tool\", \"login\"]", "command = []", 6),
             ("exit_code = 0", "exit_cod = 0", 10),
             ("title = \"A tool\"", "title = 3", 3),

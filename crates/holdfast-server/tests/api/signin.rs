@@ -136,9 +136,12 @@ async fn from_the_link_to_the_hand_over() {
         assert_eq!(refused.unwrap().code(), Some(Code::NotFound));
     }
 
+    tool.print("Your token: 0123456789abcdef\n");
+    until_step(&ann, session.id, "its output", |s| !s.output.is_empty()).await;
     tool.end(Outcome::Succeeded);
     let done = until_done(&ann, session.id).await;
     assert_eq!((done.outcome.as_deref(), done.url), (Some("succeeded"), None));
+    assert_eq!(done.output, "", "nothing that a tool said is kept");
     let sealed = done.credentials.unwrap();
     assert_eq!((sealed.files[0].path.as_str(), sealed.files[0].mode), (".codex/auth.json", 0o600));
     assert!(!sealed.fetched);
@@ -387,6 +390,134 @@ async fn credentials_that_cannot_be_collected_are_a_failure() {
     assert!(done.why.unwrap().contains("no space left"));
     assert!(done.credentials.is_none());
     bench.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_with_credentials_is_never_saved() {
+    let bench = Bench::start().await;
+    let (server, client) = (&bench.server, &bench.server.client);
+    let session = sign_in(client, "codex", &Identity::generate()).await;
+    bench.tool(client, session.id, 1).await.show_link(LINK);
+    until_step(client, session.id, "the link", |s| s.step == "sign_in").await;
+    for what in ["hibernate", "fork"] {
+        let path = format!("/api/sessions/{}/{what}", session.id);
+        let refused = server.ask(&server.token, "POST", &path, "{}").await;
+        assert_eq!((refused.status, refused.code()), (409, Code::Conflict), "{what}");
+        assert!(refused.problem().error.contains("sign-in"), "{:?}", refused.problem());
+    }
+    assert_eq!(client.session(session.id).await.unwrap().state, "ready");
+    bench.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_that_must_not_be_followed_are_refused() {
+    let bench = Bench::start().await;
+    let client = &bench.server.client;
+    let session = sign_in(client, "codex", &Identity::generate()).await;
+    let tool = bench.tool(client, session.id, 1).await;
+    let long = format!("https://auth.example.com/{}", "x".repeat(9000));
+    let hostile = [
+        "javascript:fetch('https://evil.example')",
+        "data:text/html,<script>",
+        "http://auth.example.com/",
+        "https://169.254.169.254/latest/meta-data",
+        "https://printer.local/",
+        "https://auth.example.com@evil.example\u{1b}[2J/",
+        long.as_str(),
+    ];
+    for (index, url) in hostile.iter().enumerate() {
+        tool.show_link(url);
+        tool.print("news\n");
+        until("its refusal is told", async || {
+            let events = client.events(session.id, 0).await.unwrap();
+            events.iter().filter(|event| event.kind == "signin.link_refused").count() > index
+        })
+        .await;
+    }
+    let now = client.sign_in(session.id).await.unwrap();
+    assert_eq!((now.url, now.step.as_str()), (None, "link"));
+    assert_eq!(
+        bench.server.get(&format!("/api/sessions/{}/oauth-url", session.id)).await.status,
+        202
+    );
+    // One that may be followed still can come, and goes no more.
+    tool.show_link(LINK);
+    until_step(client, session.id, "the link", |s| s.url.as_deref() == Some(LINK)).await;
+    tool.show_link(hostile[0]);
+    tool.print("last\n");
+    until_step(client, session.id, "later output", |s| s.output.ends_with("last\n")).await;
+    assert_eq!(client.sign_in(session.id).await.unwrap().url.as_deref(), Some(LINK));
+    let events = client.events(session.id, 0).await.unwrap();
+    let told: Vec<_> = events.iter().filter(|e| e.kind == "signin.link_refused").collect();
+    assert_eq!(told.len(), hostile.len(), "each once: {told:?}");
+    for event in told {
+        assert!(event.why.len() < 400 && !event.why.contains(char::is_control), "{event:?}");
+    }
+    bench.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_guest_says_is_fit_to_be_shown() {
+    const HOSTILE: &str = "\u{1b}]0;title\u{7}\u{1b}[2J\u{9b}31m\u{202e}\r";
+    let bench = Bench::start().await;
+    let client = &bench.server.client;
+    let session = sign_in(client, "gh", &Identity::generate()).await;
+    let tool = bench.tool(client, session.id, 1).await;
+    tool.show_code(&format!("{HOSTILE}\n{}", "A".repeat(5000)));
+    tool.print(&format!("one\n\ttwo{HOSTILE}"));
+    let fit = |text: &str| {
+        text.chars().all(|c| matches!(c, '\n' | '\t') || !c.is_control() && c != '\u{202e}')
+    };
+    let waits = until_step(client, session.id, "the code", |s| s.step == "sign_in").await;
+    let code = waits.user_code.unwrap();
+    assert!(code.len() <= 64 && !code.contains('\n') && fit(&code), "{code:?}");
+    let said = until_step(client, session.id, "its output", |s| !s.output.is_empty()).await.output;
+    assert!(said.starts_with("one\n\ttwo") && fit(&said), "{said:?}");
+    tool.end(Outcome::Failed { why: format!("it broke{HOSTILE}\n{}", "b".repeat(1 << 20)) });
+    let why = until_done(client, session.id).await.why.unwrap();
+    assert!(why.starts_with("it broke") && why.len() <= 500, "{why:?}");
+    assert!(!why.contains('\n') && fit(&why), "{why:?}");
+    bench.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_no_provider_declares_are_not_taken() {
+    let provider = |path: &str, mode: &str| {
+        format!(
+            "name = \"tool\"\ntitle = \"Tool\"\n[tool]\ncommand = [\"tool\"]\nflow = \"loopback\"\n\
+             [success]\nexit_code = 0\n[[credential]]\npath = \"{path}\"\nmode = \"{mode}\"\n"
+        )
+    };
+    let providers = tempfile::tempdir().unwrap();
+    let file = providers.path().join("tool.toml");
+    for (path, mode) in
+        [(".bashrc", "0600"), (".ssh/authorized_keys", "0600"), (".tool/auth", "0755")]
+    {
+        // The guest hands over what it was asked for; by then that is not the provider's any more.
+        std::fs::write(&file, provider(path, mode)).unwrap();
+        let known = providers.path().to_owned();
+        let bench =
+            Bench::start_with(|config| config.providers_dir = known, Replaced::default()).await;
+        let session = sign_in(&bench.server.client, "tool", &Identity::generate()).await;
+        let tool = bench.tool(&bench.server.client, session.id, 1).await;
+        tool.show_link(LINK);
+        until_step(&bench.server.client, session.id, "the link", |s| s.step == "sign_in").await;
+        let (config, dir) = bench.server.stop().await;
+        std::fs::write(&file, provider(".tool/auth", "0600")).unwrap();
+        tool.end(Outcome::Succeeded);
+        let replaced =
+            Replaced { driver: Some(Arc::new(bench.driver.clone())), ..Replaced::default() };
+        let server = TestServer::listen(config, replaced, dir).await;
+        server.ready().await;
+        let done = until_done(&server.client, session.id).await;
+        assert_eq!(done.outcome.as_deref(), Some("failed"), "{path} {mode}");
+        let why = done.why.unwrap();
+        assert!(why.contains(path) && why.contains("does not declare"), "{why}");
+        assert!(done.credentials.is_none());
+        let none = server.client.credentials(session.id).await.unwrap_err();
+        assert_eq!(none.code(), Some(Code::Conflict));
+        server.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

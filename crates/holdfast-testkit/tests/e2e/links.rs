@@ -1,6 +1,9 @@
 //! The links of the tools that ship in the image: caught as the tool made them, whole, new each time.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use age::x25519::Identity;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -13,19 +16,17 @@ use crate::fixture;
 /// Longer than the longest link deadline of what is tried here, and a boot.
 const LINK: Duration = Duration::from_mins(6);
 
-/// Waits for the link of a run; `printed`: and until the tool has printed it too.
-async fn link(api: &Api, id: Uuid, run: u32, printed: bool) -> Result<SignIn> {
-    let waited = wait::until("the tool's link", LINK, async || {
+/// Waits for the link of a run, and until the tool has printed one too.
+async fn links(api: &Api, id: Uuid, run: u32, origin: &str) -> Result<(String, String)> {
+    let waited = wait::until("the tool's links", LINK, async || {
         let path = format!("/api/sessions/{id}/sign-in");
         let now: SignIn = api.get(&path).await?.json(200)?;
-        let shown = now.url.as_ref().is_some_and(|url| !printed || now.output.contains(url));
-        if now.run == run && shown {
-            return Ok(Some(now));
-        }
         if now.step == "done" {
             bail!("it ended: {now:?}");
         }
-        Ok(None)
+        let printed = now.output.split_whitespace().find(|word| word.starts_with(origin));
+        let printed = printed.filter(|_| now.run == run).map(str::to_owned);
+        Ok(now.url.zip(printed))
     });
     match waited.await {
         Ok(found) => Ok(found),
@@ -43,8 +44,9 @@ fn query(url: &str) -> HashMap<String, String> {
         .collect()
 }
 
-/// Starts a tool twice and looks at its links.
-async fn try_tool(provider: &str, origin: &str, printed: bool) -> Result<()> {
+/// Starts a tool twice in a session and once in another, and looks at its links. `same`: the link that it
+/// opens is the one that it prints.
+async fn try_tool(provider: &str, origin: &str, same: bool) -> Result<()> {
     let server = fixture::server().await?;
     let api = server.api()?;
     let request = CreateSession {
@@ -53,17 +55,20 @@ async fn try_tool(provider: &str, origin: &str, printed: bool) -> Result<()> {
         memory_mib: Some(2048),
         ..fixture::named(provider)
     };
-    let session = api.create(&request).await?;
-    let first = link(&api, session.id, 1, printed).await?;
-    let retried = api.post(&format!("/api/sessions/{}/sign-in/retry", session.id), &()).await?;
+    let first = api.create(&request).await?;
+    let mut found = vec![links(&api, first.id, 1, origin).await?];
+    let retried = api.post(&format!("/api/sessions/{}/sign-in/retry", first.id), &()).await?;
     ensure!(retried.status == 200, "{retried:?}");
-    let second = link(&api, session.id, 2, printed).await?;
+    found.push(links(&api, first.id, 2, origin).await?);
+    // The first one goes on beside it.
+    let other = api.create(&request).await?;
+    found.push(links(&api, other.id, 1, origin).await?);
+
     let mut secrets = Vec::new();
-    for sign_in in [&first, &second] {
-        let url = sign_in.url.as_deref().context("a link")?;
+    for (url, printed) in &found {
         ensure!(url.starts_with(origin), "{url}");
-        let query = query(url);
-        let value = |name: &str| query.get(name).with_context(|| format!("no {name}: {url}"));
+        let of_url = query(url);
+        let value = |name: &str| of_url.get(name).with_context(|| format!("no {name}: {url}"));
         ensure!(value("response_type")? == "code" && value("code_challenge_method")? == "S256");
         // SHA-256 in base64url.
         ensure!(value("code_challenge")?.len() == 43, "{url}");
@@ -74,8 +79,16 @@ async fn try_tool(provider: &str, origin: &str, printed: bool) -> Result<()> {
         ensure!(is_loopback, "{redirect}");
         ensure!(value("state")?.len() >= 32, "{url}");
         secrets.extend([value("state")?.clone(), value("code_challenge")?.clone()]);
+
+        // What it prints belongs to the same run, even if a tool that paints over its own output leaves
+        // a link in pieces.
+        ensure!(
+            printed.contains(value("code_challenge")?),
+            "{url} is opened, {printed} is printed"
+        );
+        ensure!((url == printed) == same, "{url} is opened, {printed} is printed");
     }
-    let distinct: std::collections::HashSet<_> = secrets.iter().collect();
+    let distinct: BTreeSet<_> = secrets.iter().collect();
     ensure!(distinct.len() == secrets.len(), "repeated: {secrets:?}");
     server.finish().await
 }
@@ -86,7 +99,7 @@ async fn of_codex() -> Result<()> {
     try_tool("codex", "https://auth.openai.com/oauth/authorize?", true).await
 }
 
-/// `claude auth login` opens one link and prints another.
+/// `claude auth login` opens one link and prints another, which leads to a code for pasting.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_claude() -> Result<()> {
     try_tool("claude", "https://claude.", false).await

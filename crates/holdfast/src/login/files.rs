@@ -1,4 +1,5 @@
-//! Writes opened credentials where the tool expects them, never outside the home directory.
+//! Writes opened credentials where the tool expects them: only files that the provider declares, never
+//! outside the home directory.
 
 use std::{
     fs::{self, DirBuilder, File, Permissions},
@@ -8,6 +9,8 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
+use holdfast_api::{CredentialFile, SealedFile};
+use holdfast_core::provider::is_safe_mode;
 use serde::Serialize;
 
 /// A file that was written.
@@ -20,6 +23,32 @@ pub struct Written {
     pub mode: String,
     /// Where the file that was there before is now.
     pub backup: Option<PathBuf>,
+}
+
+/// Refuses `opened` credentials that are not what the server announced as `declared`, which are the
+/// provider's: the machine that sealed them ran a tool and a browser, and may be somebody else's by now.
+/// A shell's start-up file or a key for SSH would be its way here.
+pub fn check(declared: &[SealedFile], opened: &[CredentialFile]) -> anyhow::Result<()> {
+    for (index, file) in opened.iter().enumerate() {
+        let name = file.path.escape_debug();
+        ensure!(
+            declared.iter().any(|known| known.path == file.path),
+            "the machine handed over `{name}`, which is none of the provider's credentials; nothing was written. \
+             Do not trust what this sign-in made: sign in again on a new machine"
+        );
+        ensure!(
+            is_safe_mode(file.mode)
+                && declared.iter().any(|k| k.path == file.path && k.mode == file.mode),
+            "the machine handed over `{name}` with mode {:04o}, which is not the provider's; nothing was written. \
+             Do not trust what this sign-in made: sign in again on a new machine",
+            file.mode
+        );
+        ensure!(
+            opened[..index].iter().all(|earlier| earlier.path != file.path),
+            "the machine handed over `{name}` twice; nothing was written"
+        );
+    }
+    Ok(())
 }
 
 /// Where `path` is below `home`, with its directories made. Nothing is written elsewhere: no `..`,
@@ -107,6 +136,33 @@ mod tests {
         assert_eq!(write(&target, 0o600, b"three", true).expect("written").backup, None);
         let third = write(&target, 0o600, b"four", false).expect("written").backup;
         assert!(third.is_some_and(|path| path.ends_with("auth.json.bak.1")));
+    }
+
+    #[test]
+    fn only_what_was_declared_is_taken() {
+        let declared = |path: &str, mode| SealedFile { path: path.to_owned(), size: 1, mode };
+        let opened = |path: &str, mode| CredentialFile {
+            path: path.to_owned(),
+            mode,
+            content: String::new(),
+        };
+        let known = [declared(".tool/auth.json", 0o600), declared(".tool/open", 0o666)];
+        let good = opened(".tool/auth.json", 0o600);
+        assert!(check(&known, std::slice::from_ref(&good)).is_ok() && check(&known, &[]).is_ok());
+        for (path, mode) in [
+            (".bashrc", 0o600),
+            (".ssh/authorized_keys", 0o600),
+            (".tool/./auth.json", 0o600),
+            (".tool/auth.json", 0o644),
+            (".tool/auth.json", 0o602),
+            (".tool/auth.json", 0o4600),
+            (".tool/auth.json", 0o100_600),
+            // Not even when the server says so.
+            (".tool/open", 0o666),
+            (".tool/auth.json", 0o600),
+        ] {
+            assert!(check(&known, &[good.clone(), opened(path, mode)]).is_err(), "{path} {mode:o}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use holdfast_api::{Code, CreateSession, Credentials, Session, SignIn, client::Client};
+use holdfast_core::printable;
 use tokio::{sync::oneshot, time::Instant};
 use uuid::Uuid;
 
@@ -30,6 +31,8 @@ const LOOK: Duration = Duration::from_millis(500);
 const BEAT: Duration = Duration::from_secs(10);
 /// How long the server may be away.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// Most of a line that a guest wrote, in bytes: its longest link.
+const LINE: usize = 8 << 10;
 /// Exit code of a program that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;
 
@@ -71,6 +74,9 @@ pub async fn run(global: &Global, args: LoginArgs) -> anyhow::Result<ExitCode> {
             .context("the credentials cannot be opened with this command's key")?;
         let credentials: Credentials =
             serde_json::from_slice(&clear).context("the credentials are not in the known form")?;
+        // The guest sealed them, and nobody has looked inside since.
+        let declared = sealed.as_ref().map(|sealed| sealed.files.as_slice()).unwrap_or_default();
+        files::check(declared, &credentials.files)?;
         if args.print {
             return output::json(&credentials);
         }
@@ -78,7 +84,7 @@ pub async fn run(global: &Global, args: LoginArgs) -> anyhow::Result<ExitCode> {
         for file in &credentials.files {
             let content = BASE64.decode(&file.content).context("a credential is not base64")?;
             let target = files::place(&home, &file.path)?;
-            written.push(files::write(&target, file.mode & 0o777, &content, args.force)?);
+            written.push(files::write(&target, file.mode, &content, args.force)?);
         }
         if global.json {
             return output::json(&serde_json::json!({
@@ -210,10 +216,11 @@ impl View {
             self.steps.now(sentence(now));
         }
         if now.url.is_some() && now.url != self.shown.url {
-            self.steps.done(&format!("\n  {}\n", now.url.as_deref().unwrap_or_default()));
+            let url = printable::line(now.url.as_deref().unwrap_or_default(), LINE);
+            self.steps.done(&format!("\n  {url}\n"));
         }
         if now.user_code.is_some() && now.user_code != self.shown.user_code {
-            let code = now.user_code.as_deref().unwrap_or_default();
+            let code = printable::line(now.user_code.as_deref().unwrap_or_default(), LINE);
             self.steps.done(&format!("  Code for the provider's page:  {code}\n"));
         }
         self.shown = Shown {

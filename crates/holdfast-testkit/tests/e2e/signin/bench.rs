@@ -138,11 +138,13 @@ impl Bench {
             std::fs::write(files.path().join(format!("{name}.toml")), text)?;
         }
         let config = format!(
-            "providers_dir = \"{}\"\n[egress]\nhost_ports = [{}]",
+            "providers_dir = \"{}\"\n[session]\ncheckpoint_interval = \"5s\"\n[egress]\nhost_ports = [{}]",
             files.path().display(),
             provider.port
         );
-        let server = ServerProcess::start(Options { config, ..Options::default() }).await?;
+        // Where a secret could be, if it were handled badly: in a checkpoint or in the fullest log.
+        let env = vec![("HOLDFAST_LOG".to_owned(), "debug".to_owned())];
+        let server = ServerProcess::start(Options { config, env, ..Options::default() }).await?;
         let api = server.api()?;
         Ok(Self { provider, server, api, _files: files })
     }
@@ -228,6 +230,10 @@ impl Bench {
         let answer = self.api.get(&format!("/api/sessions/{session}/events")).await?;
         let timeline = String::from_utf8_lossy(&answer.body).into_owned();
         ensure!(timeline.contains("signin.succeeded"), "{timeline}");
+        // It was the guest's all the time, however often others are saved.
+        ensure!(!timeline.contains("\"checkpoint."), "{timeline}");
+        let now = self.sign_in(session).await?;
+        ensure!(now.output.is_empty(), "the output of a tool that succeeded is kept: {now:?}");
         let (state, log) = (self.server.state_dir(), self.server.log_file());
         // The session's own id is found, so the places are really read.
         let id = [session.as_bytes().to_vec(), session.to_string().into_bytes()];

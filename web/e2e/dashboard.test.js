@@ -8,6 +8,8 @@ import {
   cleanUp,
   coloursOf,
   desktopIsLive,
+  enterTerminal,
+  inGuest,
   isSimulated,
   newSession,
   openBrowser,
@@ -91,6 +93,17 @@ describe('the dashboard', { timeout: 4 * START_MS }, () => {
   it('shows the picture of a real machine', async (t) => {
     if (await isSimulated()) return t.skip('simulated machines have no browser');
     await until(async () => (await coloursOf(page)) > 3, 'a picture of several colours', START_MS);
+  });
+
+  it('types into the terminal on the desktop’s picture', async (t) => {
+    if (await isSimulated()) return t.skip('simulated machines have no terminal on their desktop');
+    await enterTerminal(page);
+    await page.keyboard.type('touch ~/via-canvas');
+    await page.keyboard.press('Enter');
+    await until(
+      async () => (await inGuest(id, 'test -e ~/via-canvas')).code === 0,
+      'the effect of the command in the machine',
+    );
   });
 
   it('lists every step in the timeline', async () => {

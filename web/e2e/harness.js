@@ -211,6 +211,54 @@ export async function coloursOf(page) {
   });
 }
 
+/** Where the terminal begins on the desktop, from its top; see the image's openbox.xml and Xresources. */
+export const TERMINAL_FROM = 0.74;
+
+/** Clicks into the terminal on the desktop's picture, once it shows a prompt: keys go there then. */
+export async function enterTerminal(page) {
+  await until(async () => (await written(page)) > 60, 'a prompt on the picture', START_MS);
+  const canvas = page.locator('.target canvas');
+  const { width, height } = await canvas.boundingBox();
+  await canvas.click({ position: { x: width / 2, y: height * 0.9 } });
+  // Only then: keys that come before the window manager saw the click go nowhere.
+  await until(() => hasCursor(page), 'a cursor that is filled, as of a terminal with the focus');
+}
+
+/** How many pixels of the desktop's terminal are near a colour, or with `not` are not. */
+function terminalPixels(page, colour, not = false) {
+  return page.locator('.target canvas').evaluate(
+    (canvas, { colour, not, from }) => {
+      const top = Math.ceil(canvas.height * from) + 8;
+      const { data } = canvas
+        .getContext('2d')
+        .getImageData(16, top, canvas.width - 32, canvas.height - top - 8);
+      let found = 0;
+      for (let i = 0; i < data.length; i += 4) {
+        // A compressed picture is not exact.
+        if (colour.every((c, at) => Math.abs(c - data[i + at]) < 30) !== not) found += 1;
+      }
+      return found;
+    },
+    { colour, not, from: TERMINAL_FROM },
+  );
+}
+
+/** Whether its cursor is a block; without the focus it is a frame. */
+const hasCursor = async (page) => (await terminalPixels(page, [0xf0, 0xb4, 0x5a])) > 80;
+
+/** How much is written in the desktop's terminal, in pixels; a character is some 30. */
+export const written = (page) => terminalPixels(page, [0x17, 0x1c, 0x26], true);
+
+/** Runs a script in a session's machine, as its user; answers exit code and output. */
+export async function inGuest(id, script, { root = false } = {}) {
+  const { status, body } = await call('POST', `/api/sessions/${id}/exec`, {
+    command: ['bash', '-c', script],
+    root,
+  });
+  if (status !== 200) throw new Error(`${script}: ${status} ${JSON.stringify(body)}`);
+  return { code: body.exitCode, output: Buffer.from(body.stdout, 'base64').toString() };
+}
+
 /** Text on the terminal's screen. */
 export async function terminalText(page) {
   const rows = await page.locator('.xterm-rows > div').allTextContents();

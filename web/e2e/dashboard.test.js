@@ -13,15 +13,18 @@ import {
   isSimulated,
   newSession,
   openBrowser,
+  picture,
   sessionOf,
+  settled,
   signIn,
   terminalText,
   token,
   until,
   url,
+  written,
 } from './harness.js';
 
-const NAME = `e2e ${process.pid}`;
+const NAME = 'First steps';
 
 describe('the dashboard', { timeout: 4 * START_MS }, () => {
   let browser;
@@ -68,6 +71,7 @@ describe('the dashboard', { timeout: 4 * START_MS }, () => {
     await field.waitFor();
     const error = dialog.locator(`#${await field.getAttribute('aria-describedby')}`);
     assert.match(await error.textContent(), /1024/);
+    await picture(page, 'new session');
     await page.keyboard.press('Escape');
     await dialog.waitFor({ state: 'detached' });
   });
@@ -109,6 +113,7 @@ describe('the dashboard', { timeout: 4 * START_MS }, () => {
   it('lists every step in the timeline', async () => {
     await page.getByRole('tab', { name: 'Timeline' }).click();
     const timeline = page.getByRole('region', { name: 'Timeline' });
+    await picture(page, 'timeline');
     for (const kind of ['step.disk', 'step.network', 'step.start', 'step.desktop']) {
       await timeline.getByText(kind, { exact: true }).first().waitFor();
     }
@@ -167,6 +172,23 @@ describe('the dashboard', { timeout: 4 * START_MS }, () => {
     await desktopIsLive(page);
   });
 
+  it('is worth a picture', async (t) => {
+    if (await isSimulated()) return t.skip('simulated machines have no desktop to show');
+    const starting = page.locator('.stage .browser');
+    await starting.waitFor({ state: 'detached', timeout: START_MS });
+    await enterTerminal(page);
+    const before = await written(page);
+    await page.keyboard.type('uname -sr; node --version; gh --version');
+    await page.keyboard.press('Enter');
+    await until(async () => (await written(page)) > before + 3000, 'what was asked for', START_MS);
+    await settled(() => written(page), 'the terminal');
+    await settled(() => coloursOf(page), 'the browser', START_MS);
+    // The README's: nothing of the page has the focus, or is pointed at.
+    await page.locator('h1').click();
+    await page.locator('.hint').waitFor({ state: 'detached' });
+    await picture(page, 'session', { alone: true });
+  });
+
   it('asks again when the sign-in is lost, and goes on after it', async () => {
     await page.goto(`${url}/?session=${id}`);
     await desktopIsLive(page);
@@ -192,6 +214,7 @@ describe('the dashboard', { timeout: 4 * START_MS }, () => {
     await dialog.getByRole('button', { name: 'End session' }).click();
     await page.getByRole('heading', { name: 'This session has ended' }).waitFor();
     await page.getByText('It was ended on request').waitFor();
+    await picture(page, 'ended');
     assert.equal((await call('GET', `/api/sessions/${id}`)).status, 410);
     await page.reload();
     await page.getByRole('heading', { name: 'This session has ended' }).waitFor();

@@ -7,7 +7,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { chromium } from 'playwright-core';
 
 function needed(name) {
@@ -163,9 +163,25 @@ export async function until(check, what, timeoutMs = SOON_MS) {
   }
 }
 
+/** Waits until a value stays the same for a second. */
+export async function settled(read, what, timeoutMs = SOON_MS) {
+  let last;
+  let since = 0;
+  await until(
+    async () => {
+      const now = await read();
+      if (now !== last) since = Date.now();
+      last = now;
+      return Date.now() - since > 1_000;
+    },
+    `${what} to come to rest`,
+    timeoutMs,
+  );
+}
+
 /** Signs a browser in and leaves it at the list. */
-export async function signIn(page, base = url) {
-  await page.goto(`${base}/?token=${encodeURIComponent(token)}`);
+export async function signIn(page, base = url, secret = token) {
+  await page.goto(`${base}/?token=${encodeURIComponent(secret)}`);
   await page.getByRole('button', { name: 'New session' }).first().waitFor();
 }
 
@@ -190,13 +206,18 @@ export async function desktopIsLive(page, timeout = START_MS) {
 
 let pictures = 0;
 
-/** Keeps a picture of the page for people, where HOLDFAST_E2E_PICTURES names a directory. */
-export async function picture(page, name) {
+/**
+ * Keeps a picture of the page for people, where HOLDFAST_E2E_PICTURES names a directory. Its name
+ * begins with that of the test and a number, unless `alone`.
+ */
+export async function picture(page, name, { alone = false } = {}) {
   const dir = process.env.HOLDFAST_E2E_PICTURES;
   if (!dir) return;
   pictures += 1;
-  const file = `${String(pictures).padStart(2, '0')} ${name}.png`.replaceAll(' ', '-');
-  await page.screenshot({ path: join(dir, file) });
+  const test = basename(process.argv[1], '.test.js');
+  const number = String(pictures).padStart(2, '0');
+  const file = alone ? name : `${test} ${number} ${name}`;
+  await page.screenshot({ path: join(dir, `${file.replaceAll(' ', '-')}.png`) });
 }
 
 /** How many different colours a sample of the desktop has. */

@@ -177,6 +177,8 @@ describe('the dashboard', { timeout: 4 * START_MS }, () => {
     const starting = page.locator('.stage .browser');
     await starting.waitFor({ state: 'detached', timeout: START_MS });
     await enterTerminal(page);
+    await page.keyboard.press('Control+l');
+    await until(async () => (await written(page)) < 600, 'an empty terminal');
     const before = await written(page);
     await page.keyboard.type('uname -sr; node --version; gh --version');
     await page.keyboard.press('Enter');

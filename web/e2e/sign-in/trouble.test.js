@@ -17,7 +17,6 @@ import {
   picture,
   sessionOf,
   signIn,
-  token,
   url,
 } from '../harness.js';
 
@@ -65,7 +64,7 @@ describe('sign-ins of two people at once', { timeout: 3 * START_MS }, () => {
       const notice = page.locator('.sign-in .notice.danger');
       assert.match(await notice.textContent(), /exit code 101.*then try again/s);
       await page.locator('.steps li.failed', { hasText: 'Link' }).waitFor();
-      await page.getByText('What the tool printed').click();
+      await page.locator('.sign-in summary', { hasText: 'What the tool printed' }).click();
       await page.locator('.sign-in pre', { hasText: 'panicked at login.rs' }).waitFor();
       await picture(page, `failed for ${name}`);
     });
@@ -105,7 +104,7 @@ describe('sign-ins of two people at once', { timeout: 3 * START_MS }, () => {
   });
 
   it('ends well, with what each handed over', async () => {
-    await both(async ({ page, name, id }) => {
+    await both(async ({ page, name, id, secret }) => {
       await page.getByLabel('Code from the provider').fill(`code of ${name}`);
       await page.getByRole('button', { name: 'Hand it to the tool' }).click();
       await page.locator('.sign-in[data-outcome="succeeded"]').waitFor({ timeout: START_MS });
@@ -120,7 +119,7 @@ describe('sign-ins of two people at once', { timeout: 3 * START_MS }, () => {
       assert.equal(JSON.parse(await readFile(path)).code, `code of ${name}`);
       const again = await fetch(`${url}/api/sessions/${id}/credentials`, {
         method: 'POST',
-        headers: { authorization: `Bearer ${token}` },
+        headers: { authorization: `Bearer ${secret}` },
       });
       assert.equal(again.status, 410, 'a second time');
     });

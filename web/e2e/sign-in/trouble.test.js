@@ -62,7 +62,7 @@ describe('sign-ins of two people at once', { timeout: 3 * START_MS }, () => {
       await page.locator('.sign-in[data-outcome="failed"]').waitFor({ timeout: START_MS });
       await page.getByRole('heading', { name: 'Tool that stumbles: The sign-in failed' }).waitFor();
       const notice = page.locator('.sign-in .notice.danger');
-      assert.match(await notice.textContent(), /exit code 101.*then try again/s);
+      assert.match(await notice.textContent(), /exit code 101\. Look at .*then try again/s);
       await page.locator('.steps li.failed', { hasText: 'Link' }).waitFor();
       await page.locator('.sign-in summary', { hasText: 'What the tool printed' }).click();
       await page.locator('.sign-in pre', { hasText: 'panicked at login.rs' }).waitFor();

@@ -6,6 +6,7 @@ import {
   START_MS,
   TERMINAL_FROM,
   cleanUp,
+  coloursOf,
   desktopIsLive,
   enterTerminal,
   inGuest,
@@ -13,6 +14,7 @@ import {
   newSession,
   openBrowser,
   picture,
+  settled,
   signIn,
   until,
   url,
@@ -39,7 +41,7 @@ describe('a desktop', { timeout: 4 * START_MS }, () => {
     await browser.context.grantPermissions(['clipboard-read', 'clipboard-write'], { origin: url });
     simulated = await isSimulated();
     await signIn(page);
-    id = await newSession(page, `e2e desktop ${process.pid}`);
+    id = await newSession(page, 'First steps');
     await desktopIsLive(page);
   });
 
@@ -112,19 +114,24 @@ describe('a desktop', { timeout: 4 * START_MS }, () => {
     const before = await written(page);
     await page.keyboard.press('Control+Shift+V');
     const clipboard = async () => (await inGuest(id, 'xclip -o -selection clipboard')).output;
-    await until(async () => (await clipboard()) === text, 'the text in the machine');
+    await until(async () => (await clipboard()) === text, 'the text in the machine', START_MS);
     // The terminal asks for the text only when it carries the keys out.
-    await until(async () => (await written(page)) > before + 500, 'the text in the terminal');
+    await until(async () => (await written(page)) > before + 500, 'its picture', START_MS);
     await page.keyboard.press('Enter');
     await until(
       async () => (await inGuest(id, 'test -e ~/via-clipboard')).code === 0,
       'the effect of the pasted command',
+      START_MS,
     );
 
     await page.getByRole('button', { name: 'Clipboard' }).click();
     await page.getByLabel('Clipboard of the machine').fill('written in the panel');
     await page.getByRole('button', { name: 'Send to the machine' }).click();
-    await until(async () => (await clipboard()) === 'written in the panel', 'the panel’s text');
+    await until(
+      async () => (await clipboard()) === 'written in the panel',
+      'the panel’s text',
+      START_MS,
+    );
     await page.keyboard.press('Escape');
   });
 
@@ -155,6 +162,25 @@ describe('a desktop', { timeout: 4 * START_MS }, () => {
     await page.getByRole('button', { name: 'Theme: dark' }).click();
   });
 
+  it('is worth a picture', async (t) => {
+    if (simulated) return t.skip('simulated machines have no desktop to show');
+    const starting = page.locator('.stage .browser');
+    await starting.waitFor({ state: 'detached', timeout: START_MS });
+    await enterTerminal(page);
+    await page.keyboard.press('Control+l');
+    await until(async () => (await written(page)) < 600, 'an empty terminal', START_MS);
+    const before = await written(page);
+    await page.keyboard.type('uname -sr; node --version; gh --version');
+    await page.keyboard.press('Enter');
+    await until(async () => (await written(page)) > before + 3000, 'what was asked for', START_MS);
+    await settled(() => written(page), 'the terminal', START_MS);
+    await settled(() => coloursOf(page), 'the browser', START_MS);
+    // The README's: nothing of the page has the focus, or is pointed at.
+    await page.locator('h1').click();
+    await page.locator('.hint').waitFor({ state: 'detached' });
+    await picture(page, 'session', { alone: true });
+  });
+
   it('has its browser back as it was after that was killed, and no bubble asks about pages', async (t) => {
     if (simulated) return t.skip('simulated machines have no browser');
     const pages = async () => {
@@ -166,7 +192,6 @@ describe('a desktop', { timeout: 4 * START_MS }, () => {
     const canvas = page.locator('.target canvas');
     const { width, height } = await canvas.boundingBox();
     await canvas.click({ position: { x: width * 0.9, y: height * 0.5 } });
-    await page.locator('.stage .browser').waitFor({ state: 'detached', timeout: START_MS });
     const pictureBefore = await stillPicture();
     const pagesBefore = await pages();
 
@@ -175,6 +200,7 @@ describe('a desktop', { timeout: 4 * START_MS }, () => {
     await until(
       async () => differs(pictureBefore, await browserPicture()) > BUBBLE,
       'the picture without its browser',
+      START_MS,
     );
     await until(
       async () => {

@@ -242,7 +242,7 @@ export async function enterTerminal(page) {
   const { width, height } = await canvas.boundingBox();
   await canvas.click({ position: { x: width / 2, y: height * 0.9 } });
   // Only then: keys that come before the window manager saw the click go nowhere.
-  await until(() => hasCursor(page), 'a cursor that is filled, as of a terminal with the focus');
+  await until(() => hasCursor(page), 'a filled cursor, as of a terminal with the focus', START_MS);
 }
 
 /** How many pixels of the desktop's terminal are near a colour, or with `not` are not. */

@@ -8,9 +8,12 @@ import {
   cleanUp,
   coloursOf,
   desktopIsLive,
+  enterTerminal,
+  inGuest,
   isSimulated,
   newSession,
   openBrowser,
+  picture,
   sessionOf,
   signIn,
   terminalText,
@@ -66,6 +69,7 @@ describe('the dashboard', { timeout: 4 * START_MS }, () => {
     await field.waitFor();
     const error = dialog.locator(`#${await field.getAttribute('aria-describedby')}`);
     assert.match(await error.textContent(), /1024/);
+    await picture(page, 'new session');
     await page.keyboard.press('Escape');
     await dialog.waitFor({ state: 'detached' });
   });
@@ -93,9 +97,22 @@ describe('the dashboard', { timeout: 4 * START_MS }, () => {
     await until(async () => (await coloursOf(page)) > 3, 'a picture of several colours', START_MS);
   });
 
+  it('types into the terminal on the desktop’s picture', async (t) => {
+    if (await isSimulated()) return t.skip('simulated machines have no terminal on their desktop');
+    await enterTerminal(page);
+    await page.keyboard.type('touch ~/via-canvas');
+    await page.keyboard.press('Enter');
+    await until(
+      async () => (await inGuest(id, 'test -e ~/via-canvas')).code === 0,
+      'the effect of the command in the machine',
+      START_MS,
+    );
+  });
+
   it('lists every step in the timeline', async () => {
     await page.getByRole('tab', { name: 'Timeline' }).click();
     const timeline = page.getByRole('region', { name: 'Timeline' });
+    await picture(page, 'timeline');
     for (const kind of ['step.disk', 'step.network', 'step.start', 'step.desktop']) {
       await timeline.getByText(kind, { exact: true }).first().waitFor();
     }
@@ -179,6 +196,7 @@ describe('the dashboard', { timeout: 4 * START_MS }, () => {
     await dialog.getByRole('button', { name: 'End session' }).click();
     await page.getByRole('heading', { name: 'This session has ended' }).waitFor();
     await page.getByText('It was ended on request').waitFor();
+    await picture(page, 'ended');
     assert.equal((await call('GET', `/api/sessions/${id}`)).status, 410);
     await page.reload();
     await page.getByRole('heading', { name: 'This session has ended' }).waitFor();

@@ -7,7 +7,7 @@
 import { mkdtemp, rm } from 'node:fs/promises';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { chromium } from 'playwright-core';
 
 function needed(name) {
@@ -163,9 +163,25 @@ export async function until(check, what, timeoutMs = SOON_MS) {
   }
 }
 
+/** Waits until a value stays the same for a second. */
+export async function settled(read, what, timeoutMs = SOON_MS) {
+  let last;
+  let since = 0;
+  await until(
+    async () => {
+      const now = await read();
+      if (now !== last) since = Date.now();
+      last = now;
+      return Date.now() - since > 1_000;
+    },
+    `${what} to come to rest`,
+    timeoutMs,
+  );
+}
+
 /** Signs a browser in and leaves it at the list. */
-export async function signIn(page, base = url) {
-  await page.goto(`${base}/?token=${encodeURIComponent(token)}`);
+export async function signIn(page, base = url, secret = token) {
+  await page.goto(`${base}/?token=${encodeURIComponent(secret)}`);
   await page.getByRole('button', { name: 'New session' }).first().waitFor();
 }
 
@@ -190,13 +206,18 @@ export async function desktopIsLive(page, timeout = START_MS) {
 
 let pictures = 0;
 
-/** Keeps a picture of the page for people, where HOLDFAST_E2E_PICTURES names a directory. */
-export async function picture(page, name) {
+/**
+ * Keeps a picture of the page for people, where HOLDFAST_E2E_PICTURES names a directory. Its name
+ * begins with that of the test and a number, unless `alone`.
+ */
+export async function picture(page, name, { alone = false } = {}) {
   const dir = process.env.HOLDFAST_E2E_PICTURES;
   if (!dir) return;
   pictures += 1;
-  const file = `${String(pictures).padStart(2, '0')} ${name}.png`.replaceAll(' ', '-');
-  await page.screenshot({ path: join(dir, file) });
+  const test = basename(process.argv[1], '.test.js');
+  const number = String(pictures).padStart(2, '0');
+  const file = alone ? name : `${test} ${number} ${name}`;
+  await page.screenshot({ path: join(dir, `${file.replaceAll(' ', '-')}.png`) });
 }
 
 /** How many different colours a sample of the desktop has. */
@@ -209,6 +230,54 @@ export async function coloursOf(page) {
     }
     return seen.size;
   });
+}
+
+/** Where the terminal begins on the desktop, from its top; see the image's openbox.xml and Xresources. */
+export const TERMINAL_FROM = 0.74;
+
+/** Clicks into the terminal on the desktop's picture, once it shows a prompt: keys go there then. */
+export async function enterTerminal(page) {
+  await until(async () => (await written(page)) > 60, 'a prompt on the picture', START_MS);
+  const canvas = page.locator('.target canvas');
+  const { width, height } = await canvas.boundingBox();
+  await canvas.click({ position: { x: width / 2, y: height * 0.9 } });
+  // Only then: keys that come before the window manager saw the click go nowhere.
+  await until(() => hasCursor(page), 'a filled cursor, as of a terminal with the focus', START_MS);
+}
+
+/** How many pixels of the desktop's terminal are near a colour, or with `not` are not. */
+function terminalPixels(page, colour, not = false) {
+  return page.locator('.target canvas').evaluate(
+    (canvas, { colour, not, from }) => {
+      const top = Math.ceil(canvas.height * from) + 8;
+      const { data } = canvas
+        .getContext('2d')
+        .getImageData(16, top, canvas.width - 32, canvas.height - top - 8);
+      let found = 0;
+      for (let i = 0; i < data.length; i += 4) {
+        // A compressed picture is not exact.
+        if (colour.every((c, at) => Math.abs(c - data[i + at]) < 30) !== not) found += 1;
+      }
+      return found;
+    },
+    { colour, not, from: TERMINAL_FROM },
+  );
+}
+
+/** Whether its cursor is a block; without the focus it is a frame. */
+const hasCursor = async (page) => (await terminalPixels(page, [0xf0, 0xb4, 0x5a])) > 80;
+
+/** How much is written in the desktop's terminal, in pixels; a character is some 30. */
+export const written = (page) => terminalPixels(page, [0x17, 0x1c, 0x26], true);
+
+/** Runs a script in a session's machine, as its user; answers exit code and output. */
+export async function inGuest(id, script, { root = false } = {}) {
+  const { status, body } = await call('POST', `/api/sessions/${id}/exec`, {
+    command: ['bash', '-c', script],
+    root,
+  });
+  if (status !== 200) throw new Error(`${script}: ${status} ${JSON.stringify(body)}`);
+  return { code: body.exitCode, output: Buffer.from(body.stdout, 'base64').toString() };
 }
 
 /** Text on the terminal's screen. */

@@ -178,6 +178,11 @@ impl Client {
         self.post(&format!("/api/sessions/{id}/heartbeat"), None::<&()>).await
     }
 
+    /// Says that somebody is attached and wants the session kept: its idle time starts afresh.
+    pub async fn keep(&self, id: Uuid) -> Result<Heartbeat> {
+        self.post(&format!("/api/sessions/{id}/heartbeat?used=true"), None::<&()>).await
+    }
+
     /// The VM now serving a session.
     pub async fn session_vm(&self, id: Uuid) -> Result<SessionVm> {
         self.get(&format!("/api/sessions/{id}/vm")).await

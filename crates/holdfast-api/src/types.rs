@@ -133,6 +133,10 @@ pub struct Heartbeat {
     /// Until when the session is protected now.
     #[schema(value_type = String, format = DateTime)]
     pub expires_at: Timestamp,
+    /// When it counts as idle, unless somebody does something; told once that is near.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub idle_at: Option<Timestamp>,
 }
 
 /// The VM serving a session.

@@ -104,8 +104,11 @@ export const api = {
   end: async (id: string) => {
     await request('DELETE', at(id));
   },
-  heartbeat: (id: string) =>
-    json<Heartbeat>('POST', at(id, '/heartbeat'), { timeoutMs: HEARTBEAT_TIMEOUT_MS }),
+  /** `used`: somebody wants the session kept, so its idle time starts afresh. */
+  heartbeat: (id: string, used = false) =>
+    json<Heartbeat>('POST', at(id, used ? '/heartbeat?used=true' : '/heartbeat'), {
+      timeoutMs: HEARTBEAT_TIMEOUT_MS,
+    }),
   vm: (id: string) => json<SessionVm>('GET', at(id, '/vm?usage=true')),
   events: async (id: string, after = 0) =>
     (await json<{ events: TimelineEvent[] }>('GET', at(id, `/events?after=${after}`))).events,

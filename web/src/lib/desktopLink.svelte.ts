@@ -122,7 +122,7 @@ export class DesktopLink {
     } catch {
       // Not allowed: the machine's own clipboard is pasted.
     }
-    const keys = isTerminal ? [KEYS.shift, KEYS.v] : [KEYS.v];
+    const keys = isTerminal ? [KEYS.shift, KEYS.capitalV] : [KEYS.v];
     this.press(...(controlIsDown() ? keys : [KEYS.control, ...keys]));
   }
 

@@ -34,6 +34,8 @@ export const KEYS = {
   l: key(0x6c, 'KeyL'),
   t: key(0x74, 'KeyT'),
   v: key(0x76, 'KeyV'),
+  /** For together with Shift: the machine would let go of Shift to make a small letter. */
+  capitalV: key(0x56, 'KeyV'),
   w: key(0x77, 'KeyW'),
 } as const satisfies Record<string, Key>;
 

@@ -16,6 +16,8 @@ import type { Session, SessionVm, TimelineEvent } from './types';
 const HEARTBEAT_MS = 10_000;
 /** How often what the machine uses is read, while somebody looks. */
 const USAGE_MS = 10_000;
+/** How long after a key or a click the server is asked; by then it saw them. */
+const TOUCHED_MS = 500;
 /** How long a hidden tab keeps its stream, so that a glance elsewhere costs nothing. */
 const HIDDEN_MS = 20_000;
 
@@ -26,6 +28,8 @@ export class SessionLive {
   vm: SessionVm | null = $state.raw(null);
   /** Until when the session is known to be protected; newer than the one in `session`. */
   expiresAt: string | null = $state(null);
+  /** When it counts as idle if nobody does anything; `null` while that is not near. */
+  idleAt: string | null = $state(null);
   /** Why the last heartbeat failed. */
   heartbeatError: ApiError | null = $state.raw(null);
 
@@ -45,7 +49,9 @@ export class SessionLive {
   readonly #links = new Set<{ runner: LinkRunner; heardAt: () => number }>();
   readonly #undo: (() => void)[] = [];
   #hiddenTimer: ReturnType<typeof setTimeout> | undefined;
+  #usedTimer: ReturnType<typeof setTimeout> | undefined;
   #beating = false;
+  #beats = 0;
 
   constructor(id: string) {
     this.id = id;
@@ -69,6 +75,7 @@ export class SessionLive {
       () => clearInterval(timer),
       () => clearInterval(usage),
       () => clearTimeout(this.#hiddenTimer),
+      () => clearTimeout(this.#usedTimer),
       () => document.removeEventListener('visibilitychange', visibility),
       () => this.stream.stop(),
     );
@@ -82,14 +89,21 @@ export class SessionLive {
     return () => this.#links.delete(link);
   }
 
-  /** Says that somebody is here. A failure makes silent links suspect. */
-  async beat(): Promise<void> {
-    if (this.#beating || auth.needed) return;
+  /**
+   * Says that somebody is here, and with `used` that the session is to be kept. A failure makes
+   * silent links suspect.
+   */
+  async beat(used = false): Promise<void> {
+    if ((this.#beating && !used) || auth.needed) return;
     if (this.session?.state === 'ended' || this.stream.state.phase === 'stopped') return;
     this.#beating = true;
+    const number = (this.#beats += 1);
     const began = Date.now();
     try {
-      this.expiresAt = (await api.heartbeat(this.id)).expiresAt;
+      const answer = await api.heartbeat(this.id, used);
+      this.expiresAt = answer.expiresAt;
+      // An answer may come after that of a later question.
+      if (number === this.#beats) this.idleAt = answer.idleAt ?? null;
       if (this.heartbeatError !== null) this.#wake();
       this.heartbeatError = null;
     } catch (thrown) {
@@ -99,6 +113,13 @@ export class SessionLive {
     } finally {
       this.#beating = false;
     }
+  }
+
+  /** Somebody typed or clicked, which the server hears of by itself: asks whether the warning is over. */
+  touched(): void {
+    if (this.idleAt === null) return;
+    clearTimeout(this.#usedTimer);
+    this.#usedTimer = setTimeout(() => void this.beat(), TOUCHED_MS);
   }
 
   /** Reads the machine's facts again. */

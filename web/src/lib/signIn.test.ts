@@ -1,5 +1,13 @@
 import { describe, expect, it } from 'vitest';
-import { linkHint, octal, signInHeadline, signInRows, stepsBegun, whatToDo } from './signIn';
+import {
+  linkHint,
+  octal,
+  sentence,
+  signInHeadline,
+  signInRows,
+  stepsBegun,
+  whatToDo,
+} from './signIn';
 import type { SignIn, TimelineEvent } from './types';
 
 const base: SignIn = {
@@ -11,6 +19,11 @@ const base: SignIn = {
 };
 
 describe('a sign-in', () => {
+  it('tells a reason as a sentence of its own', () => {
+    expect(sentence('it ended with exit code 101')).toBe('it ended with exit code 101.');
+    expect(sentence('Nobody came.')).toBe('Nobody came.');
+  });
+
   const event = (seq: number, kind: string, seconds: number): TimelineEvent => ({
     seq,
     kind,

@@ -118,6 +118,11 @@ export function whatToDo(signIn: SignIn): string {
   }
 }
 
+/** With a full stop, so that another sentence may follow. */
+export function sentence(text: string): string {
+  return /[.!?…]$/.test(text) ? text : `${text}.`;
+}
+
 /** How the link is to be used. */
 export function linkHint(flow: SignIn['flow']): string {
   switch (flow) {

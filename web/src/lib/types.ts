@@ -69,6 +69,8 @@ export interface Session {
 
 export interface Heartbeat {
   expiresAt: string;
+  /** When it counts as idle, unless somebody does something; told once that is near. */
+  idleAt?: string;
 }
 
 export interface SessionVm {

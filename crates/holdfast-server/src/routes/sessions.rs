@@ -13,7 +13,7 @@ use holdfast_api as api;
 use holdfast_api::{Code, CreateSession, Problem};
 use holdfast_control::{CreateRequest, Live, guest_error};
 use holdfast_core::{
-    Actor, EndReason, Screen, SessionSpec, SessionState, VmState,
+    Actor, EndReason, Screen, SessionSpec, SessionState, Timestamp, VmState,
     provider::{self, Provider},
 };
 use holdfast_host::guest::GuestError;
@@ -248,18 +248,38 @@ pub(crate) async fn end(
         .into_response())
 }
 
+/// What a heartbeat says besides.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct HeartbeatQuery {
+    /// Somebody asks for the session to be kept: its idle time starts afresh, as by a key or a click.
+    #[serde(default)]
+    used: bool,
+}
+
 /// Say that somebody is attached.
-#[utoipa::path(post, path = "/api/sessions/{id}/heartbeat", tag = "sessions", params(("id" = String, Path)),
+#[utoipa::path(post, path = "/api/sessions/{id}/heartbeat", tag = "sessions", params(("id" = String, Path), HeartbeatQuery),
     responses((status = 200, body = api::Heartbeat), (status = 401, body = Problem), (status = 404, body = Problem),
         (status = 410, body = Problem), (status = 503, body = Problem)))]
 pub(crate) async fn heartbeat(
     State(state): State<AppState>,
     who: Principal,
     Id(id): Id,
+    query: Result<Query<HeartbeatQuery>, axum::extract::rejection::QueryRejection>,
 ) -> ApiResult<JsonAnswer<api::Heartbeat>> {
-    state.visible(&who, id).await?;
+    let Query(query) = query.map_err(|e| ApiError::new(Code::BadRequest, e.body_text()))?;
+    let live = state.visible(&who, id).await?;
+    if query.used {
+        // Somebody who asks for the agent uses the session.
+        state.control.agent(id).await?;
+    }
     let expires_at = state.control.heartbeat(id).await?;
-    Ok(JsonAnswer(api::Heartbeat { expires_at }))
+    let limits = state.control.limits(&live.session);
+    let idle_at = limits.and_then(|limits| limits.idle_at);
+    // As long before as the timeline says so.
+    let config = &state.config.session;
+    let near = Timestamp::now() + config.warn.min(config.idle / 2);
+    Ok(JsonAnswer(api::Heartbeat { expires_at, idle_at: idle_at.filter(|at| *at <= near) }))
 }
 
 /// What to tell of a VM.

@@ -1,5 +1,7 @@
 //! From its creation to 410, and what stands in between.
 
+use std::time::Duration;
+
 use holdfast_api::{Code, CreateSession, Exec};
 use holdfast_server::{Config, Replaced};
 use uuid::Uuid;
@@ -8,6 +10,22 @@ use crate::{
     http::{raw, request},
     server::{TestServer, until, until_state},
 };
+
+/// What is said when its end is near, takes half a minute: `e2e::browser`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_heartbeat_is_no_use_of_a_session_unless_it_says_so() {
+    let idle = Duration::from_mins(1);
+    let server =
+        TestServer::start_with(|config| config.session.idle = idle, Replaced::default()).await;
+    let id = server.create_ready().await.id;
+    let idle_at = async || server.client.session(id).await.unwrap().idle_at.unwrap();
+    let first = idle_at().await;
+    let beat = server.client.heartbeat(id).await.unwrap();
+    assert_eq!((beat.idle_at, idle_at().await), (None, first), "it is not near");
+    assert_eq!(server.client.keep(id).await.unwrap().idle_at, None);
+    assert!(idle_at().await > first, "it was asked for");
+    server.stop().await;
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_lives_and_ends() {

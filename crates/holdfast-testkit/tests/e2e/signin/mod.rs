@@ -17,6 +17,25 @@ use http::Method;
 use self::bench::{Bench, PAGE, access_token};
 use crate::fixture::{self, BOOT};
 
+/// Runs tests of `web/e2e/sign-in` against this server; what they download goes to `files`.
+async fn in_a_browser(bench: &Bench, tests: &str, files: &Path) -> Result<()> {
+    let web = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../web");
+    ensure!(web.join("node_modules").is_dir(), "run `npm ci` in web/, or use `cargo xtask test`");
+    let mut node = Command::new("node");
+    node.args(["--test", "--test-reporter=spec", &format!("e2e/sign-in/{tests}.test.js")])
+        .current_dir(&web)
+        .env("HOLDFAST_URL", format!("http://{}", bench.server.address()))
+        .env("HOLDFAST_TOKEN", bench.server.token()?)
+        .env("HOLDFAST_E2E_FILES", files)
+        .stdin(Stdio::null());
+    let ended = output(node).await?;
+    let text = String::from_utf8_lossy(&ended.stdout);
+    println!("{text}");
+    let seen = bench.provider.log();
+    ensure!(ended.status.success(), "{text}\nthe provider was asked:\n  {seen}");
+    Ok(())
+}
+
 async fn output(mut command: Command) -> Result<Output> {
     let ended = tokio::task::spawn_blocking(move || command.output()).await?;
     ended.context("it could not be started")
@@ -67,23 +86,10 @@ async fn with_the_command() -> Result<()> {
 /// All three flows as a person does them, in a browser: `web/e2e/sign-in`.
 #[tokio::test(flavor = "multi_thread")]
 async fn through_the_dashboard() -> Result<()> {
-    let web = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../web");
-    ensure!(web.join("node_modules").is_dir(), "run `npm ci` in web/, or use `cargo xtask test`");
     // An hour before everybody else: what it says about times is not believed.
     let bench = Bench::start_with(3600, std::collections::BTreeMap::new()).await?;
     let files = tempfile::tempdir()?;
-    let mut node = Command::new("node");
-    node.args(["--test", "--test-reporter=spec", "e2e/sign-in/flows.test.js"])
-        .current_dir(&web)
-        .env("HOLDFAST_URL", format!("http://{}", bench.server.address()))
-        .env("HOLDFAST_TOKEN", bench.server.token()?)
-        .env("HOLDFAST_E2E_FILES", files.path())
-        .stdin(Stdio::null());
-    let ended = output(node).await?;
-    let text = String::from_utf8_lossy(&ended.stdout);
-    println!("{text}");
-    let seen = bench.provider.log();
-    ensure!(ended.status.success(), "{text}\nthe provider was asked:\n  {seen}");
+    in_a_browser(&bench, "flows", files.path()).await?;
     let mut secrets = Vec::new();
     for name in ["loopback", "device", "paste"] {
         let auth = std::fs::read(files.path().join(name).with_extension("json"))?;

@@ -145,3 +145,37 @@ async fn a_sign_in_outlives_its_browser_its_server_and_its_machine() -> Result<(
     let token = take(&bench, id, &key).await?;
     bench.finish(id, &[token]).await
 }
+
+/// A tool that fails when it is started first, and then asks for a code and hands it over.
+const STUMBLES: &str = r#"
+if ! [ -e /tmp/started ]; then touch /tmp/started; echo 'panicked at login.rs' >&2; exit 101; fi
+random() { od -An -tx1 -N16 /dev/urandom | tr -d ' \n'; }
+echo "Open https://auth.example.com/authorize?run=2&state=$(random)"
+printf 'Paste the code: '; read -r code
+mkdir -p .tool && printf '{"access_token":"%s","code":"%s"}' "$(random)" "$code" > .tool/auth.json
+"#;
+
+/// Two people, each in a page of their own: the same tool fails for both, says why, is tried again and
+/// ends well, and neither is shown anything of the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_people_try_again_at_once_in_the_dashboard() -> Result<()> {
+    let command = serde_json::to_string(&["sh", "-c", STUMBLES])?;
+    let tool = format!(
+        "name = \"stumbles\"\ntitle = \"Tool that stumbles\"\n\
+         description = \"Fails at first.\"\n\
+         [tool]\ncommand = {command}\nflow = \"paste_code\"\n\
+         [success]\nexit_code = 0\nfiles = [\".tool/auth.json\"]\n\
+         [[credential]]\npath = \".tool/auth.json\"\n"
+    );
+    let bench = Bench::start_with(0, BTreeMap::from([("stumbles", tool)])).await?;
+    let files = tempfile::tempdir()?;
+    super::in_a_browser(&bench, "trouble", files.path()).await?;
+    let mut secrets = Vec::new();
+    for name in ["ada", "grace"] {
+        let auth = std::fs::read(files.path().join(name).with_extension("json"))?;
+        secrets.push(access_token(&auth)?);
+    }
+    let list: holdfast_api::SessionList = bench.api.get("/api/sessions").await?.json(200)?;
+    let session = list.sessions.first().context("the sessions are remembered")?;
+    bench.finish(session.id, &secrets).await
+}

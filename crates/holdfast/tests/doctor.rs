@@ -167,8 +167,9 @@ fn what_to_do_can_be_done_where_only_the_command_is() {
     let output = Command::new(env!("CARGO_BIN_EXE_holdfast"))
         .args(["doctor", "--json", "--url", &url, "--config"])
         .arg(&config)
-        // So nothing that it needs is found.
+        // So little of what it needs is found.
         .env("PATH", "")
+        .env("HOLDFAST_CACHE_DIR", dir.path())
         .output()
         .expect("it runs");
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");

@@ -31,6 +31,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+pub mod link;
 pub mod tool;
 
 /// TCP port of the agent in the guest.

@@ -13,11 +13,14 @@ use std::{sync::Arc, time::Duration};
 
 use base64::Engine as _;
 use holdfast_agent_api::tool as wire;
-use holdfast_agent_api::tool::{
-    CollectRequest, CredentialFile, LinkRules, OutcomeRules, Prompt, ToolRequest, ToolStatus,
+use holdfast_agent_api::{
+    link,
+    tool::{
+        CollectRequest, CredentialFile, LinkRules, OutcomeRules, Prompt, ToolRequest, ToolStatus,
+    },
 };
 use holdfast_core::{
-    Actor, EndReason, EventBody, SessionState, SignIn, SignInOutcome, SignInStep, link, printable,
+    Actor, EndReason, EventBody, SessionState, SignIn, SignInOutcome, SignInStep, printable,
     provider::{self, Flow},
     signin::{SealedFile, SealedInfo},
 };

@@ -8,7 +8,6 @@
 pub mod event;
 pub mod health;
 pub mod id;
-pub mod link;
 pub mod plan;
 pub mod printable;
 pub mod provider;

@@ -2,8 +2,7 @@
 
 use std::sync::LazyLock;
 
-use holdfast_agent_api::tool::LinkRules;
-use holdfast_core::link::acceptable;
+use holdfast_agent_api::{link::acceptable, tool::LinkRules};
 use regex::Regex;
 
 use super::rules::{PatternError, compile};

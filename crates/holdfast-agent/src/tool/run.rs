@@ -10,7 +10,6 @@ use std::{
 use holdfast_agent_api::tool::{
     Collected, Flow, Link, LinkSource, Outcome, ToolRequest, ToolState, ToolStatus,
 };
-use holdfast_core::printable;
 use jiff::Timestamp;
 use pty_process::{OwnedReadPty, OwnedWritePty};
 use tokio::{
@@ -452,7 +451,7 @@ impl Task {
         let rank = match self.compiled.links.worth(url) {
             Worth::Rank(rank) => rank,
             Worth::Refused(why) => {
-                let line = format!("{}: {why}", printable::line(url, 200));
+                let line = format!("{}: {why}", printable(url));
                 self.change(|status| {
                     if status.refused_links.len() < 16 && !status.refused_links.contains(&line) {
                         status.refused_links.push(line);
@@ -600,6 +599,11 @@ impl Task {
             changed
         });
     }
+}
+
+/// A link as it can be shown: short and without control characters.
+fn printable(url: &str) -> String {
+    url.chars().take(200).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 async fn type_keys(mut writer: OwnedWritePty, mut keys: mpsc::Receiver<Vec<u8>>) {

@@ -184,7 +184,11 @@ async fn admit(
             commit(inner, entry, edit).await.map(|()| Next::Again)
         }
         Verdict::Queued { position, cause, why } => {
-            if *queued_at != Some((position, cause)) {
+            // That others come first is what a place says; between an end and their start it is all there is.
+            let is_told = queued_at.is_some_and(|(place, before)| {
+                place == position && (before == cause || cause == Cause::Turn)
+            });
+            if !is_told {
                 *queued_at = Some((position, cause));
                 let text = format!("Waiting for room, place {position} in the queue: {why}.");
                 let edit = Edit::new(&live.session, &live.vm, inner.clock.now())

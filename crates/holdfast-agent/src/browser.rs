@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::{
     guest::{Guest, write_atomically},
-    wire, x11,
+    supervise, wire, x11,
 };
 
 /// Longest wait for one answer of Chromium.
@@ -273,11 +273,8 @@ async fn navigate(guest: &Guest, id: &str, url: &str) -> io::Result<()> {
 /// Has the supervisor start Chromium now, where it waited for others. Only in a guest that was claimed: what
 /// ran before is gone then.
 pub async fn start(guest: &Guest) {
-    let socket = guest.supervise_socket();
-    let order =
-        wire::call_unix(&socket, Method::POST, "/services/chromium/start", Vec::new(), ANSWER);
-    if let Err(error) = order.await {
-        tracing::warn!("the browser waits for the supervisor: {error}");
+    if let Err(refusal) = supervise::tell(guest, "/services/chromium/start").await {
+        tracing::warn!("the browser waits for the supervisor: {}", refusal.1);
     }
 }
 

@@ -11,7 +11,7 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_core::{
-    Actor, EndReason, SessionState, SignInOutcome, VmState,
+    Actor, EndReason, SessionState, VmState,
     plan::{Step, plan},
 };
 use holdfast_host::driver::{DriverError, StartFrom};
@@ -301,11 +301,6 @@ async fn watch(
     live: &Live,
     memory: &mut Memory,
 ) -> Result<Next, ControlError> {
-    // A server that died, or lost its store, between the hand-over and the end left both to others.
-    if entry.sign_in().is_some_and(|it| it.outcome == Some(SignInOutcome::Succeeded)) {
-        end_entry(inner, entry, EndReason::Completed, Actor::Reconciler).await?;
-        return Ok(Next::Again);
-    }
     if limits::enforce(inner, entry, live, &mut memory.warned).await? {
         return Ok(Next::Again);
     }

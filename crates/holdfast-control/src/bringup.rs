@@ -15,7 +15,7 @@ use crate::{
     board::Entry,
     checkpoint,
     control::{Inner, commit, note, random_hex},
-    guest_clock::{self, Reading},
+    guest_clock,
     machine::operate,
     probe::desktop_answers,
     records::{Edit, chain},
@@ -136,7 +136,7 @@ async fn come_up(inner: &Inner, entry: &Entry, live: &Live) -> Result<(), Failur
         let answer = agent.assign(&request, CLAIM_DEADLINE).await.map_err(|error| {
             Failure::Failed(format!("the guest refused its session: {}", chain(&error)))
         })?;
-        guest_clock::set(&agent, Reading::before(answer.time, Timestamp::now())).await;
+        guest_clock::set_after(&agent, answer.time).await;
         let why = "A waiting machine was given to the session.";
         note(inner, entry, "step.assign", why, Actor::Reconciler).await;
     }
@@ -173,15 +173,15 @@ async fn claim_clone(
     // it costs little, and is over when the first viewer comes.
     let (driver, vm) = (Arc::clone(&inner.driver), live.vm.id);
     tokio::spawn(async move { desktop_answers(driver.as_ref(), vm).await });
-    let (reading, answer) = loop {
+    let answer = loop {
         let request = claim_request(inner, live, secret.to_owned(), true)?;
         match agent.claim(&request, CLAIM_DEADLINE).await {
-            Ok(answer) => break (Reading::before(answer.time, Timestamp::now()), answer),
+            Ok(answer) => break answer,
             Err(error @ GuestError::Refused { .. }) => return Err(refused_identity(&error)),
             Err(_) => tokio::time::sleep(LOOK_INTERVAL).await,
         }
     };
-    guest_clock::set(agent, reading).await;
+    guest_clock::set_after(agent, answer.time).await;
     note_answer(inner, entry, answer.uptime_ms).await;
     note_identity(inner, entry).await;
     Ok(answer.desktop_ready)
@@ -239,7 +239,7 @@ async fn identify(
         }
     };
     let answer = told.map_err(|error| refused_identity(&error))?;
-    guest_clock::set(agent, Reading::before(answer.time, Timestamp::now())).await;
+    guest_clock::set_after(agent, answer.time).await;
     Ok(true)
 }
 

@@ -37,11 +37,6 @@ impl Reading {
         Self { behind: answered.duration_since(guest) - doubt, doubt }
     }
 
-    /// The guest read `guest` at the end of a call of unknown length, just before its answer came.
-    pub(crate) fn before(guest: Timestamp, answered: Timestamp) -> Self {
-        Self { behind: answered.duration_since(guest), doubt: SignedDuration::ZERO }
-    }
-
     /// Whether it is right within `tolerance`, beyond doubt.
     fn is_right(self, tolerance: SignedDuration) -> bool {
         self.behind.abs() + self.doubt <= tolerance
@@ -51,6 +46,13 @@ impl Reading {
     pub(crate) fn is_off(self) -> Option<SignedDuration> {
         (self.behind.abs() > KEPT + self.doubt).then_some(self.behind)
     }
+}
+
+/// Shifts the guest's clock until it is right; `told` is what it read just before the answer came that is
+/// here now, of a call that took nobody knows how long.
+pub(crate) async fn set_after(agent: &AgentClient, told: Timestamp) {
+    let behind = Timestamp::now().duration_since(told);
+    set(agent, Reading { behind, doubt: SignedDuration::ZERO }).await;
 }
 
 /// Shifts the guest's clock until it is right.

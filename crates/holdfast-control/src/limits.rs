@@ -9,7 +9,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use holdfast_core::{Actor, EndReason, Session, SessionState, Timestamp, Vm};
 
 use crate::{
-    Control, ControlError, Live,
+    Control, ControlConfig, ControlError, Live,
     board::Entry,
     config::OnIdle,
     control::{Inner, commit, end_entry, note, reread},
@@ -53,6 +53,13 @@ impl Control {
             ends_at: ends_at(inner, session, vm.as_ref()),
             kept_until: session.lease_expires_at + inner.config.grace,
         })
+    }
+
+    /// When a session counts as idle if nobody uses it, from the moment on at which that is announced.
+    pub fn idle_soon(&self, session: &Session) -> Option<Timestamp> {
+        let inner = self.inner();
+        let at = idle_at(inner, &*inner.board.get(session.id)?, session)?;
+        (inner.clock.now() >= at - ahead(&inner.config, inner.config.idle)).then_some(at)
     }
 }
 
@@ -142,19 +149,22 @@ fn idle_at(inner: &Inner, entry: &Entry, session: &Session) -> Option<Timestamp>
     applies.then(|| entry.used_at().max(session.ready_at.unwrap_or_default()) + inner.config.idle)
 }
 
+/// How long before its end a limit is announced: a short one in its second half.
+fn ahead(config: &ControlConfig, limit: Duration) -> Duration {
+    config.warn.min(limit / 2)
+}
+
 async fn announce(inner: &Inner, entry: &Entry, live: &Live, warned: &mut Warned, now: Timestamp) {
     let config = &inner.config;
-    // A short limit is announced in its second half.
-    let ahead = |limit: Duration| config.warn.min(limit / 2);
     let ends_at = ends_at(inner, &live.session, Some(&live.vm));
-    if warned.lifetime != Some(ends_at) && now >= ends_at - ahead(config.max_lifetime) {
+    if warned.lifetime != Some(ends_at) && now >= ends_at - ahead(config, config.max_lifetime) {
         warned.lifetime = Some(ends_at);
         let text = format!("The session reaches its maximum lifetime at {ends_at} and ends then.");
         note(inner, entry, "limit.lifetime", &text, Actor::Reconciler).await;
     }
     if let Some(idle_at) = idle_at(inner, entry, &live.session)
         && warned.idle != Some(idle_at)
-        && now >= idle_at - ahead(config.idle)
+        && now >= idle_at - ahead(config, config.idle)
     {
         warned.idle = Some(idle_at);
         let text = format!("Nobody is using the session. It counts as idle at {idle_at}.");

@@ -25,7 +25,7 @@ use uuid::Uuid;
 use crate::{
     ControlError,
     control::{Inner, random_hex},
-    guest_clock::{self, Reading},
+    guest_clock,
     records::chain,
 };
 
@@ -345,7 +345,7 @@ async fn bring_up(
         .claim(&claim, Duration::from_secs(30))
         .await
         .map_err(|error| ControlError::Guest(chain(&error)))?;
-    guest_clock::set(&agent, Reading::before(answer.time, Timestamp::now())).await;
+    guest_clock::set_after(&agent, answer.time).await;
     wait_for(&agent, |health| health.desktop_ready && health.browser_ready).await;
     *vm = step(inner, vm.clone(), VmState::Running).await?;
     Ok(())

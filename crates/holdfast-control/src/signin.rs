@@ -111,6 +111,12 @@ async fn close(inner: &Inner, entry: &Entry) -> Result<Next, ControlError> {
 
 async fn step(inner: &Inner, entry: &Entry, seen: &mut Seen) -> Result<Next, ControlError> {
     let Some(mut sign_in) = entry.sign_in() else { return Ok(Next::Over) };
+    if sign_in.outcome == Some(SignInOutcome::Succeeded) {
+        // The VM that holds the credentials in clear has no further use. A server that died, or lost its
+        // store, after the hand-over left the end to this one.
+        end_entry(inner, entry, EndReason::Completed, Actor::Reconciler).await?;
+        return Ok(Next::Over);
+    }
     if sign_in.is_done() {
         return Ok(Next::Wait);
     }
@@ -278,8 +284,7 @@ async fn take_in(
     Ok(())
 }
 
-/// Has the credentials sealed in the guest, keeps the ciphertext, and ends the session: the VM that
-/// holds them in clear has no further use.
+/// Has the credentials sealed in the guest and keeps the ciphertext.
 async fn hand_over(
     inner: &Inner,
     entry: &Entry,
@@ -316,8 +321,7 @@ async fn hand_over(
     let event = note(inner, "signin.done", why, Actor::Guest);
     write(inner, entry, sign_in, vec![event], sealed, delivery).await?;
     fail::fail_point!("signin.sealed");
-    end_entry(inner, entry, EndReason::Completed, Actor::Reconciler).await?;
-    Ok(Next::Over)
+    Ok(Next::Again)
 }
 
 /// What the guest sealed, or why it is not taken. What is inside cannot be seen here; what is said to

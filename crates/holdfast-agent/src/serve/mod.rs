@@ -39,14 +39,12 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::{
     guest::Guest,
     init::keeper,
-    supervise::{Board, uptime_ms},
+    supervise::{self, Board, uptime_ms},
     wire::{self, Refusal},
 };
 
 /// Largest request: standard input of a command, in base64.
 const REQUEST_LIMIT: usize = 16 << 20;
-/// Longest wait for an order to the supervisor.
-const ORDER_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What all calls share.
 pub struct Agent {
@@ -188,16 +186,7 @@ impl Agent {
     }
 
     async fn tell_supervisor(&self, path: &str) -> Result<(), Refusal> {
-        let socket = self.guest.supervise_socket();
-        let answer = wire::call_unix(&socket, Method::POST, path, Vec::new(), ORDER_DEADLINE).await;
-        let (status, body) = answer.map_err(|error| {
-            Refusal::failed(format!("the supervisor of the services does not answer: {error}"))
-        })?;
-        if status.is_success() {
-            return Ok(());
-        }
-        let why = serde_json::from_slice::<holdfast_agent_api::AgentError>(&body);
-        Err(Refusal(status, why.map_or_else(|_| format!("status {status}"), |e| e.error)))
+        supervise::tell(&self.guest, path).await
     }
 }
 

@@ -13,10 +13,10 @@ use std::{io, sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     extract::{Path, Query, State},
-    http::StatusCode,
+    http::{Method, StatusCode},
     routing::{get, post},
 };
-use holdfast_agent_api::ServiceState;
+use holdfast_agent_api::{AgentError, ServiceState};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -30,6 +30,9 @@ use crate::{
     wire::{self, Refusal},
     x11,
 };
+
+/// Longest wait for an order to the supervisor.
+const ORDER_DEADLINE: Duration = Duration::from_secs(20);
 
 /// State of all services.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -172,6 +175,20 @@ pub async fn run(guest: Guest) -> anyhow::Result<()> {
     tokio::spawn(trim_logs(guest.clone()));
     wire::serve_unix(&guest.supervise_socket(), 0o600, router(supervisor)).await?;
     Ok(())
+}
+
+/// Calls the supervisor from another of the agent's processes.
+pub async fn tell(guest: &Guest, path: &str) -> Result<(), Refusal> {
+    let socket = guest.supervise_socket();
+    let answer = wire::call_unix(&socket, Method::POST, path, Vec::new(), ORDER_DEADLINE).await;
+    let (status, body) = answer.map_err(|error| {
+        Refusal::failed(format!("the supervisor of the services does not answer: {error}"))
+    })?;
+    if status.is_success() {
+        return Ok(());
+    }
+    let why = serde_json::from_slice::<AgentError>(&body);
+    Err(Refusal(status, why.map_or_else(|_| format!("status {status}"), |e| e.error)))
 }
 
 /// Keeps browser and terminal in their places for as long as there is a display.

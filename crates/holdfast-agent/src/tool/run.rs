@@ -603,7 +603,9 @@ impl Task {
 
 /// A link as it can be shown: short and without control characters.
 fn printable(url: &str) -> String {
-    url.chars().take(200).map(|c| if c.is_control() { '?' } else { c }).collect()
+    let clean: String =
+        url.chars().take(200).map(|c| if c.is_control() { '?' } else { c }).collect();
+    if url.chars().count() > 200 { clean + "..." } else { clean }
 }
 
 async fn type_keys(mut writer: OwnedWritePty, mut keys: mpsc::Receiver<Vec<u8>>) {

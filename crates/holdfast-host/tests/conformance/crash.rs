@@ -9,12 +9,12 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use holdfast_host::driver::{Process, StartFrom, Stop, VmSpec};
+use holdfast_host::driver::{Process, StartFrom, VmSpec};
 
 use crate::{
     bed::{RealBed, open},
     orphans::has_groups,
-    promises::{pid, started, until},
+    promises::{obeys_to_its_end, pid, started, until},
 };
 
 /// The driver, and what to do with it.
@@ -95,12 +95,7 @@ pub async fn a_killed_server_s_vm_is_taken_over(bed: &impl RealBed) {
     until("the guest goes on", async || said().await > length).await;
     driver.start(spec.vm, &StartFrom::Boot).await.unwrap();
     assert_eq!(pid(&driver, spec.vm).await, first, "it was started again");
-    driver.pause(spec.vm).await.unwrap();
-    driver.resume(spec.vm).await.unwrap();
-    driver.stop(spec.vm, Stop::Force).await.unwrap();
-    assert_eq!(driver.inspect(spec.vm).await.unwrap().process, Process::NotStarted);
-    driver.start(spec.vm, &StartFrom::Boot).await.unwrap();
-    driver.destroy(spec.vm).await.unwrap();
+    obeys_to_its_end(&driver, spec.vm).await;
 
     // Server and VMM at once, as when a machine is short of memory.
     let spec = bed.spec();

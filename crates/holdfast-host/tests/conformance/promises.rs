@@ -32,6 +32,16 @@ pub async fn pid(driver: &Arc<dyn Driver>, vm: VmId) -> i32 {
     }
 }
 
+/// A VM that runs is paused and resumed, stopped, started again, and destroyed.
+pub async fn obeys_to_its_end(driver: &Arc<dyn Driver>, vm: VmId) {
+    driver.pause(vm).await.unwrap();
+    driver.resume(vm).await.unwrap();
+    driver.stop(vm, Stop::Force).await.unwrap();
+    assert_eq!(driver.inspect(vm).await.unwrap().process, Process::NotStarted);
+    driver.start(vm, &StartFrom::Boot).await.unwrap();
+    driver.destroy(vm).await.unwrap();
+}
+
 pub async fn a_vm_lives_and_ends(bed: &impl Bed) {
     let (driver, spec) = (bed.driver(), bed.spec());
     driver.create(&spec).await.unwrap();
@@ -49,12 +59,7 @@ pub async fn a_vm_lives_and_ends(bed: &impl Bed) {
     .await;
     assert!(driver.usage(spec.vm).await.unwrap().memory_rss_kib > 0);
     assert_eq!(driver.list().await.unwrap().len(), 1);
-    driver.pause(spec.vm).await.unwrap();
-    driver.resume(spec.vm).await.unwrap();
-    driver.stop(spec.vm, Stop::Force).await.unwrap();
-    assert_eq!(driver.inspect(spec.vm).await.unwrap().process, Process::NotStarted);
-    driver.start(spec.vm, &StartFrom::Boot).await.unwrap();
-    driver.destroy(spec.vm).await.unwrap();
+    obeys_to_its_end(&driver, spec.vm).await;
     let gone = driver.inspect(spec.vm).await.unwrap();
     assert_eq!(gone, nothing(spec.vm));
 }

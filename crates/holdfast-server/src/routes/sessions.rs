@@ -13,7 +13,7 @@ use holdfast_api as api;
 use holdfast_api::{Code, CreateSession, Problem};
 use holdfast_control::{CreateRequest, Live, guest_error};
 use holdfast_core::{
-    Actor, EndReason, Screen, SessionSpec, SessionState, Timestamp, VmState,
+    Actor, EndReason, Screen, SessionSpec, SessionState, VmState,
     provider::{self, Provider},
 };
 use holdfast_host::guest::GuestError;
@@ -274,12 +274,8 @@ pub(crate) async fn heartbeat(
         state.control.agent(id).await?;
     }
     let expires_at = state.control.heartbeat(id).await?;
-    let limits = state.control.limits(&live.session);
-    let idle_at = limits.and_then(|limits| limits.idle_at);
-    // As long before as the timeline says so.
-    let config = &state.config.session;
-    let near = Timestamp::now() + config.warn.min(config.idle / 2);
-    Ok(JsonAnswer(api::Heartbeat { expires_at, idle_at: idle_at.filter(|at| *at <= near) }))
+    let idle_at = state.control.idle_soon(&live.session);
+    Ok(JsonAnswer(api::Heartbeat { expires_at, idle_at }))
 }
 
 /// What to tell of a VM.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use age::x25519::Identity;
 use anyhow::{Result, bail};
-use holdfast_api::{CreateSession, Drain, DrainSessions, StartDrain};
+use holdfast_api::CreateSession;
 use holdfast_testkit::{
     api::Api,
     process::{Options, ServerProcess},
@@ -13,7 +13,7 @@ use holdfast_testkit::{
 
 use crate::{
     report::{Report, Samples, Table},
-    start::{ROOM, at_rest, until_pooled, until_warm},
+    start::{ROOM, at_rest, empty_pool, until_pooled, until_warm},
     visit::BOOT,
 };
 
@@ -97,9 +97,7 @@ pub(crate) async fn measure(args: &Args, report: &mut Report) -> Result<()> {
         table.add(format!("{tool}: cold, after the desktop"), "ms", booted).aim(0.5, 10_000.0);
     }
     report.add(table);
-    // What waits in the pool goes only so.
-    let drain = StartDrain { sessions: DrainSessions::Keep };
-    let _: Drain = pool.api()?.post("/api/drain", &drain).await?.json(200)?;
+    empty_pool(&pool.api()?).await?;
     for server in [clones, pool, cold] {
         server.finish().await?;
     }

@@ -151,9 +151,7 @@ pub(crate) async fn measure(args: &Args, report: &mut Report) -> Result<()> {
     }
     report.add(waits(&boots, &warm, &pooled));
     if let Some(pool) = &pool {
-        // What waits in the pool goes only so.
-        let drain = StartDrain { sessions: DrainSessions::Keep };
-        let _: Drain = pool.api()?.post("/api/drain", &drain).await?.json(200)?;
+        empty_pool(&pool.api()?).await?;
     }
     for server in [Some(cold), Some(clones), pool].into_iter().flatten() {
         server.finish().await?;
@@ -233,6 +231,13 @@ pub(crate) async fn until_pooled(api: &Api) -> Result<()> {
         Ok(waits.then_some(()))
     })
     .await
+}
+
+/// What waits in the pool goes only so.
+pub(crate) async fn empty_pool(api: &Api) -> Result<()> {
+    let drain = StartDrain { sessions: DrainSessions::Keep };
+    let _: Drain = api.post("/api/drain", &drain).await?.json(200)?;
+    Ok(())
 }
 
 /// Waits until the processors are mostly idle, but not for ever: others may use them.

@@ -154,10 +154,10 @@ pub struct ClaimRequest {
     /// Page to open first.
     pub start_url: Option<String>,
     /// The guest comes from a snapshot that other guests come from too: every process that may have
-    /// made randomness before it is replaced, and machine id, host keys and browser profile are new.
+    /// made randomness before it is replaced or told so, and machine id and host keys are new.
     #[serde(default)]
     pub cloned: bool,
-    /// How long the browser waits before it starts, in ms, at most 30,000: on a host where other guests
+    /// How long the browser waits before it starts or goes on, in ms, at most 30,000: on a host where other guests
     /// are coming up, their desktops go before this one's browser. A tool's link starts it at once.
     #[serde(default)]
     pub browser_after_ms: u32,
@@ -182,7 +182,7 @@ pub struct AssignRequest {
     pub start_url: Option<String>,
 }
 
-/// A guest that may be snapshotted: the browser and its profile are gone (each clone starts its own),
+/// A guest that may be snapshotted: its browser is new and is held still until the claim of each clone,
 /// nothing waits to be written, and its processors were idle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

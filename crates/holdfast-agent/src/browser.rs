@@ -107,25 +107,6 @@ fn first_page_file(guest: &Guest) -> PathBuf {
     guest.run.join("first-page")
 }
 
-/// Removes the ids by which Chromium knows its installation; it makes new ones. It must not run.
-pub fn forget_ids(guest: &Guest) -> io::Result<()> {
-    const IDS: &[(&str, &[&str])] = &[
-        ("Local State", &["user_experience_metrics", "uninstall_metrics", "variations"]),
-        ("Default/Preferences", &["gcm", "invalidation", "instance_id", "media"]),
-    ];
-    for (file, keys) in IDS {
-        let path = guest.profile().join(file);
-        // A file that is not there or is broken holds no id that would be used.
-        let Ok(bytes) = fs::read(&path) else { continue };
-        let Ok(mut value) = serde_json::from_slice::<Value>(&bytes) else { continue };
-        let Some(fields) = value.as_object_mut() else { continue };
-        fields.retain(|name, _| !keys.iter().any(|key| name.starts_with(key)));
-        // Written in place: owner and mode stay the user's.
-        fs::write(&path, serde_json::to_vec(&value)?)?;
-    }
-    Ok(())
-}
-
 /// Whether a page has finished loading.
 pub async fn is_ready(guest: &Guest) -> bool {
     let Ok(pages) = pages(guest).await else { return false };
@@ -170,17 +151,25 @@ async fn command(guest: &Guest, path: &str, method: &str, params: Value) -> io::
     Err(io::ErrorKind::UnexpectedEof.into())
 }
 
+/// Path of the browser's own DevTools. It ends with an id that the browser drew when it started.
+///
+/// # Errors
+/// Chromium does not answer.
+pub async fn address(guest: &Guest) -> io::Result<String> {
+    let version = request(guest, Method::GET, "/json/version").await?;
+    let version: Value = serde_json::from_slice(&version).map_err(io::Error::other)?;
+    let whole = version["webSocketDebuggerUrl"].as_str().unwrap_or_default();
+    let path = whole.find("/devtools/").map(|at| whole[at..].to_owned());
+    path.ok_or_else(|| io::Error::other("Chromium names no address of its own"))
+}
+
 /// Loads `url` in a window of its own that shares nothing with the person's and leaves no trace, and
 /// closes it once it has loaded.
 ///
 /// # Errors
 /// Chromium does not answer, or it did not load within `deadline`.
 pub async fn rehearse(guest: &Guest, url: &str, deadline: Duration) -> io::Result<()> {
-    let version = request(guest, Method::GET, "/json/version").await?;
-    let version: Value = serde_json::from_slice(&version).map_err(io::Error::other)?;
-    let whole = version["webSocketDebuggerUrl"].as_str().unwrap_or_default();
-    let path = whole.find("/devtools/").map(|at| whole[at..].to_owned());
-    let path = path.ok_or_else(|| io::Error::other("Chromium names no address of its own"))?;
+    let path = address(guest).await?;
     let context = command(guest, &path, "Target.createBrowserContext", json!({})).await?;
     let context = &context["browserContextId"];
     let load = async {
@@ -197,6 +186,45 @@ pub async fn rehearse(guest: &Guest, url: &str, deadline: Duration) -> io::Resul
     let params = json!({ "browserContextId": context });
     command(guest, &path, "Target.disposeBrowserContext", params).await?;
     loaded
+}
+
+/// Shows `url` in a tab of its own and closes all others, whose renderers `end_old` has ended: what showed
+/// them in a snapshot draws nothing more.
+///
+/// # Errors
+/// Chromium does not answer, or refused.
+pub async fn begin_anew(guest: &Guest, url: &str, end_old: impl FnOnce()) -> io::Result<()> {
+    let old = pages(guest).await?;
+    request(guest, Method::PUT, &format!("/json/new?{}", escaped(url))).await?;
+    end_old();
+    for page in old {
+        request(guest, Method::GET, &format!("/json/close/{}", page.id)).await?;
+    }
+    Ok(())
+}
+
+/// Has the profile's lock name this guest. Chromium takes a lock that names another host for one that
+/// another computer holds (`chrome/browser/process_singleton_posix.cc`), and opens nothing when it is
+/// started again.
+///
+/// # Errors
+/// The lock cannot be replaced.
+pub fn own_profile(guest: &Guest) -> io::Result<()> {
+    let lock = guest.profile().join("SingletonLock");
+    let holder = match fs::read_link(&lock) {
+        Ok(holder) => holder,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let holder = holder.to_string_lossy();
+    let Some((_, pid)) = holder.rsplit_once('-') else { return Ok(()) };
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let renamed = lock.with_file_name("SingletonLock.new");
+    std::os::unix::fs::symlink(format!("{host}-{pid}"), &renamed)?;
+    if let Some(user) = guest.user {
+        std::os::unix::fs::lchown(&renamed, Some(user.uid), Some(user.gid))?;
+    }
+    fs::rename(renamed, lock)
 }
 
 /// What became of a link that was opened.

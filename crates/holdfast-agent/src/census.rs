@@ -1,7 +1,7 @@
-//! Finds processes by their mark and ends them: what a service, terminal or run started is gone with
-//! it, also what left its process group or session.
+//! Finds processes by their mark and their ancestry and ends them: what a service, terminal or run started
+//! is gone with it, also what left its process group or session, or wrote over its environment.
 
-use std::{fs, os::unix::ffi::OsStrExt, time::Duration};
+use std::{collections::BTreeSet, fs, os::unix::ffi::OsStrExt, time::Duration};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep};
@@ -9,17 +9,55 @@ use tokio::time::{Instant, sleep};
 /// Environment variable that marks the processes of a service, terminal or run. Inherited by children.
 pub const MARK: &str = "HOLDFAST_MARK";
 
-/// Processes that carry `MARK=mark` in the environment they were started with, or belong to
-/// `session`. The mark may end with `*`.
-pub fn find(mark: &str, session: Option<u32>) -> Vec<u32> {
+/// Processes that carry `MARK=mark` in the environment they were started with, or belong to the session or
+/// the process group that `leader` leads or led; and what these have started, with its groups: a program may
+/// write over its environment, as every child of Chromium does. The mark may end with `*`.
+pub fn find(mark: &str, leader: Option<u32>) -> Vec<u32> {
+    let all = processes();
+    let led = |process: &Process| {
+        leader.is_some_and(|leader| process.session == leader || process.group == leader)
+    };
+    let mut found: BTreeSet<u32> = all
+        .iter()
+        .filter(|process| led(process) || marked(process.pid, mark))
+        .map(|process| process.pid)
+        .collect();
+    loop {
+        let before = found.len();
+        for process in &all {
+            if found.contains(&process.parent) || found.contains(&process.group) {
+                found.insert(process.pid);
+            }
+        }
+        if found.len() == before {
+            return found.into_iter().collect();
+        }
+    }
+}
+
+/// What /proc tells of a process.
+struct Process {
+    pid: u32,
+    parent: u32,
+    group: u32,
+    session: u32,
+}
+
+/// All but this program, PID 1 and those that have ended.
+fn processes() -> Vec<Process> {
     let own = std::process::id();
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .filter(|pid| *pid != own && *pid != 1)
-        .filter(|pid| {
-            session.is_some_and(|session| session_of(*pid) == Some(session)) || marked(*pid, mark)
+        .filter_map(|pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            let mut fields = after_name(&stat)?;
+            let alive = !matches!(fields.next()?, "Z" | "X");
+            let mut number = || fields.next()?.parse().ok();
+            let (parent, group, session) = (number()?, number()?, number()?);
+            alive.then_some(Process { pid, parent, group, session })
         })
         .collect()
 }
@@ -44,13 +82,6 @@ pub fn after_name(stat: &str) -> Option<std::str::SplitAsciiWhitespace<'_>> {
     Some(stat[stat.rfind(')')? + 1..].split_ascii_whitespace())
 }
 
-/// Session of a process that is no zombie.
-fn session_of(pid: u32) -> Option<u32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = after_name(&stat)?;
-    (fields.next()? != "Z").then(|| fields.nth(2)?.parse().ok())?
-}
-
 /// Sends a signal to a process; one that has ended is no error.
 pub fn signal(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
@@ -60,10 +91,10 @@ pub fn signal(pid: u32, signal: Signal) {
 
 /// Ends all that [`find`] finds: SIGTERM and SIGHUP first, SIGKILL after `grace`. Returns once none is
 /// left, or after five more seconds with the number of those that cannot be killed.
-pub async fn end(mark: &str, session: Option<u32>, grace: Duration) -> usize {
+pub async fn end(mark: &str, leader: Option<u32>, grace: Duration) -> usize {
     let start = Instant::now();
     if !grace.is_zero() {
-        for pid in find(mark, session) {
+        for pid in find(mark, leader) {
             signal(pid, Signal::TERM);
             signal(pid, Signal::HUP);
             signal(pid, Signal::CONT);
@@ -71,7 +102,7 @@ pub async fn end(mark: &str, session: Option<u32>, grace: Duration) -> usize {
     }
     let mut pause = Duration::from_millis(5);
     loop {
-        let left = find(mark, session);
+        let left = find(mark, leader);
         if left.is_empty() || start.elapsed() > grace + Duration::from_secs(5) {
             return left.len();
         }
@@ -94,6 +125,31 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+
+    /// The way of Chromium's children: no mark, another group, and the first process is gone.
+    #[tokio::test]
+    async fn ends_what_hides_its_mark() {
+        use std::os::unix::process::CommandExt as _;
+        let mark = format!("test-{}", uuid::Uuid::new_v4());
+        let script = "env -i sh -c 'setsid sleep 300 & sleep 300 & wait' & wait";
+        let mut shell = Command::new("/bin/sh")
+            .args(["-c", script])
+            .env(MARK, &mark)
+            .process_group(0)
+            .spawn()
+            .expect("a shell");
+        let start = Instant::now();
+        while find(&mark, None).len() < 4 {
+            assert!(start.elapsed() < Duration::from_secs(10), "{:?}", find(&mark, None));
+            sleep(Duration::from_millis(10)).await;
+        }
+        let leader = shell.id();
+        signal(leader, Signal::KILL);
+        shell.wait().expect("it ended");
+        assert_eq!(find(&mark, None), Vec::<u32>::new(), "nothing tells whose they are");
+        assert_eq!(find(&mark, Some(leader)).len(), 3);
+        assert_eq!(end(&mark, Some(leader), Duration::ZERO).await, 0);
+    }
 
     #[tokio::test]
     async fn ends_what_left_its_session() {

@@ -15,10 +15,12 @@
 pub mod ansi;
 pub mod browser;
 pub mod census;
+pub mod fork_detection;
 pub mod guest;
 pub mod hold;
 pub mod init;
 pub mod initramfs;
+pub mod installation;
 pub mod serve;
 pub mod shell;
 pub mod shim;

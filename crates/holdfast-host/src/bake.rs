@@ -1,7 +1,8 @@
 //! Baking a warm image: a VM is booted from the image, brought to rest, saved, and removed.
 //!
-//! The browser is started once, so that its files are in the guest's memory, and ended again: a clone
-//! starts its own, after its kernel was given randomness of its own. No VM of a session is touched: the
+//! The browser is started once, so that its files are in the guest's memory, and again with a new profile;
+//! that one is held still in the snapshot, and goes on in each clone once the clone's kernel was given
+//! randomness of its own. No VM of a session is touched: the
 //! driver works in [`WarmLibrary::work_dir`].
 
 use std::{sync::Arc, time::Duration};
@@ -21,7 +22,7 @@ use crate::{
 /// VMs it takes a minute.
 const BOOT_DEADLINE: Duration = Duration::from_mins(5);
 /// The agent gives up earlier by itself.
-const SETTLE_DEADLINE: Duration = Duration::from_mins(2);
+const SETTLE_DEADLINE: Duration = Duration::from_mins(3);
 /// Time between looks at the guest, and at a lock that another process holds.
 const LOOK: Duration = Duration::from_millis(500);
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);

@@ -12,11 +12,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
-use super::{Agent, system};
+use super::{Agent, held::Held, system};
 use crate::{
     browser::{self, Arrival, EMPTY_PAGE, START_PAGE},
     guest::{Guest, Settings, write_atomically},
-    shell,
+    installation, shell,
     supervise::uptime_ms,
     wire::Refusal,
     x11,
@@ -99,7 +99,7 @@ impl Agent {
         }
         // What follows is kept first; a second claimant is refused from here on.
         self.claim.keep(&self.guest, Claim { request: request.clone(), complete: false })?;
-        let language_changed = self.take_identity(&request, &entropy, true)?;
+        let language_or_zone_changed = self.take_identity(&request, &entropy, true)?;
         // In the pool an empty tab waits: its process serves whatever page comes with the session.
         let waits = request.cloned && request.session_id.is_none();
         let first = if waits { Some(EMPTY_PAGE) } else { request.start_url.as_deref() };
@@ -109,20 +109,22 @@ impl Agent {
             // The shell on the desktop has its $RANDOM from before.
             self.order("terminal", "restart").await?;
         }
-        if request.cloned {
-            // After settling there is none, and nothing of it.
-            if !self.board().is_stopped("chromium") {
-                self.order("chromium", "stop").await?;
-            }
-            self.wipe_browser().await.map_err(failed_at("the browser's profile"))?;
-        } else if language_changed {
+        let held = if request.cloned { Held::load(&self.guest) } else { None };
+        // Its menus are in the language, its pages in the time zone that it was started with.
+        let held = held.filter(|held| !language_or_zone_changed && self.is_told(held));
+        if request.cloned && held.is_none() {
+            self.discard_browser().await?;
+        } else if language_or_zone_changed {
             self.order("chromium", "restart").await?;
         }
         let browser_after = Duration::from_millis(request.browser_after_ms.into());
         let browser_after = browser_after.min(LONGEST_WAIT_OF_BROWSER);
         let (url, begun) = (request.start_url.clone(), request.cloned);
         self.claim.keep(&self.guest, Claim { request, complete: true })?;
-        self.start_browser(browser_after);
+        match held {
+            Some(held) => self.wake_browser(held, browser_after),
+            None => self.start_browser(browser_after),
+        }
         if waits {
             self.rehearse();
         } else {
@@ -157,7 +159,7 @@ impl Agent {
     }
 
     /// Entropy, clock, ids, names and wishes. `unnamed`: the guest has no machine id of its own yet.
-    /// Says whether the language is another one now.
+    /// Says whether the browser has to be started for them: its language or time zone is another one now.
     pub(super) fn take_identity(
         &self,
         request: &ClaimRequest,
@@ -182,9 +184,7 @@ impl Agent {
         if !request.dns.is_empty() {
             system::set_dns(&self.guest, &request.dns).map_err(failed_at("name servers"))?;
         }
-        system::set_timezone(&self.guest, &request.timezone)
-            .map_err(|error| Refusal::bad(error.to_string()))?;
-        self.set_settings(&request.locale, request.screen)
+        self.set_settings(&request.locale, &request.timezone, request.screen)
     }
 
     pub(super) async fn assign(&self, request: AssignRequest) -> Result<ClaimAnswer, Refusal> {
@@ -196,9 +196,7 @@ impl Agent {
         if self.guest.is_whole() {
             system::set_clock(request.time).map_err(Refusal::failed)?;
         }
-        system::set_timezone(&self.guest, &request.timezone)
-            .map_err(|error| Refusal::bad(error.to_string()))?;
-        if self.set_settings(&request.locale, request.screen)? {
+        if self.set_settings(&request.locale, &request.timezone, request.screen)? {
             self.order("chromium", "restart").await?;
         }
         let repeated = claim.request.session_id.as_deref() == Some(&request.session_id)
@@ -215,9 +213,21 @@ impl Agent {
         Ok(self.answer())
     }
 
-    /// Keeps the wishes for the services; says whether the language is another one now.
-    fn set_settings(&self, locale: &str, screen: ScreenSize) -> Result<bool, Refusal> {
+    /// Keeps the wishes for the services; says whether language or time zone is another one now. Chromium's
+    /// zygote keeps the zone that it was started in for all renderers.
+    fn set_settings(
+        &self,
+        locale: &str,
+        timezone: &str,
+        screen: ScreenSize,
+    ) -> Result<bool, Refusal> {
         let before = self.guest.settings();
+        let zone = system::timezone(&self.guest);
+        let zone_changed = !system::same_zone(&zone, timezone);
+        if zone != timezone {
+            system::set_timezone(&self.guest, timezone)
+                .map_err(|error| Refusal::bad(error.to_string()))?;
+        }
         let settings = Settings { locale: locale.to_owned(), screen };
         self.guest.write_settings(&settings).map_err(Refusal::failed)?;
         let display = self.guest.display.clone();
@@ -233,7 +243,7 @@ impl Agent {
                 }
             });
         }
-        Ok(before.locale != settings.locale)
+        Ok(zone_changed || before.locale != settings.locale)
     }
 
     /// Sees to it that the first page comes: a browser that was just started has it on its command
@@ -299,7 +309,7 @@ impl Agent {
                 }
             }
         }
-        Ok(())
+        installation::forget_crash_reports(&self.guest)
     }
 }
 

@@ -70,25 +70,12 @@ impl Agent {
             },
         };
         let turn = self.freezer.set(Some(tabs));
-        let start = Instant::now();
-        let mut told = BTreeSet::new();
-        let processes = loop {
-            let found = census::find(&self.browser_mark(), None);
-            let mut runs = false;
-            for pid in &found {
-                if told.insert(*pid) {
-                    census::signal(*pid, Signal::STOP);
-                }
-                runs |= !has_stopped(*pid);
-            }
-            if !runs {
-                break found.len() as u32;
-            }
-            if start.elapsed() > STOP_DEADLINE {
+        let processes = match self.stop_browser().await {
+            Ok(found) => found.len() as u32,
+            Err(refusal) => {
                 self.let_go();
-                return Err(Refusal::failed("the browser's processes do not stop"));
+                return Err(refusal);
             }
-            sleep(LOOK).await;
         };
         let agent = Arc::clone(&self);
         tokio::spawn(async move {
@@ -102,6 +89,29 @@ impl Agent {
         Ok(Frozen { processes })
     }
 
+    /// Stops every process of the browser; says which these are.
+    pub(super) async fn stop_browser(&self) -> Result<Vec<u32>, Refusal> {
+        let start = Instant::now();
+        let mut told = BTreeSet::new();
+        loop {
+            let found = self.browser_processes();
+            let mut runs = false;
+            for pid in &found {
+                if told.insert(*pid) {
+                    census::signal(*pid, Signal::STOP);
+                }
+                runs |= !has_stopped(*pid);
+            }
+            if !runs {
+                return Ok(found);
+            }
+            if start.elapsed() > STOP_DEADLINE {
+                return Err(Refusal::failed("the browser's processes do not stop"));
+            }
+            sleep(LOOK).await;
+        }
+    }
+
     /// Lets the browser go on. Repeating it is harmless.
     pub(super) async fn thaw(&self) -> Frozen {
         let _turn = self.claim.turn.lock().await;
@@ -111,7 +121,7 @@ impl Agent {
     /// The same, for who has the turn already.
     pub(super) fn let_go(&self) -> u32 {
         self.freezer.set(None);
-        let found = census::find(&self.browser_mark(), None);
+        let found = self.browser_processes();
         for pid in &found {
             census::signal(*pid, Signal::CONT);
         }
@@ -120,12 +130,17 @@ impl Agent {
 
     /// Ends a browser that is held still: none of its processes runs another instruction.
     pub(super) async fn end_frozen(&self) -> Result<(), Refusal> {
-        let left = census::end(&self.browser_mark(), None, Duration::ZERO).await;
+        let leader = self.board().pid("chromium");
+        let left = census::end(&self.browser_mark(), leader, Duration::ZERO).await;
         self.freezer.set(None);
         if left > 0 {
             return Err(Refusal::failed(format!("{left} processes of the browser do not end")));
         }
         Ok(())
+    }
+
+    fn browser_processes(&self) -> Vec<u32> {
+        census::find(&self.browser_mark(), self.board().pid("chromium"))
     }
 
     fn browser_mark(&self) -> String {

@@ -7,6 +7,7 @@ mod claim;
 mod exec;
 mod figures;
 mod freeze;
+mod held;
 mod rebind;
 mod rehearsal;
 mod settle;
@@ -56,6 +57,8 @@ pub struct Agent {
     start_page: Arc<AtomicU64>,
     /// A machine of the pool is being prepared.
     rehearses: AtomicBool,
+    /// The browser of the warm image does not go on yet, or shows nothing yet.
+    holds: AtomicBool,
     started_ms: u64,
 }
 
@@ -80,6 +83,7 @@ async fn is_well(port: u16) -> bool {
 impl Agent {
     /// Starts to follow the services. Has to be called within a runtime.
     pub fn start(guest: Guest) -> Arc<Self> {
+        let held = held::Held::load(&guest);
         let agent = Arc::new(Self {
             claim: claim::Claims::load(&guest),
             board: Mutex::default(),
@@ -87,11 +91,15 @@ impl Agent {
             guest,
             start_page: Arc::default(),
             rehearses: AtomicBool::new(false),
+            holds: AtomicBool::new(held.is_some()),
             started_ms: uptime_ms(),
         });
         if agent.claim.current().is_some_and(|claim| claim.complete) {
             // The process before this one may have died just before.
-            agent.start_browser(Duration::ZERO);
+            match held {
+                Some(held) => agent.wake_browser(held, Duration::ZERO),
+                None => agent.start_browser(Duration::ZERO),
+            }
         }
         let follower = Arc::downgrade(&agent);
         let socket = agent.guest.supervise_socket();
@@ -162,7 +170,9 @@ impl Agent {
             time: Timestamp::now(),
             boot_id: system::boot_id(),
             desktop_ready: board.shows_desktop(),
-            browser_ready: board.runs("chromium") && !self.rehearses.load(Ordering::SeqCst),
+            browser_ready: board.runs("chromium")
+                && !self.rehearses.load(Ordering::SeqCst)
+                && !self.holds.load(Ordering::SeqCst),
             services,
         }
     }

@@ -13,7 +13,7 @@ use super::{
     Agent,
     claim::{Claim, check, failed_at},
 };
-use crate::{browser, wire::Refusal};
+use crate::{browser, installation, wire::Refusal};
 
 /// How long the browser may take until its tabs are looked at.
 const TABS_DEADLINE: Duration = Duration::from_mins(2);
@@ -36,12 +36,12 @@ impl Agent {
             return Ok(self.answer());
         }
         self.claim.keep(&self.guest, Claim { request: request.clone(), complete: false })?;
-        let language_changed = self.take_identity(&request, &entropy, false)?;
+        let language_or_zone_changed = self.take_identity(&request, &entropy, false)?;
         if request.cloned {
             self.replace_browser().await?;
         } else {
             self.let_go();
-            if language_changed {
+            if language_or_zone_changed {
                 self.order("chromium", "restart").await?;
             }
         }
@@ -66,7 +66,7 @@ impl Agent {
         };
         self.end_frozen().await?;
         self.order("chromium", "stop").await?;
-        browser::forget_ids(&self.guest).map_err(failed_at("the browser's profile"))?;
+        installation::renew(&self.guest).map_err(failed_at("the browser's profile"))?;
         self.order("chromium", "start").await?;
         let agent = Arc::clone(self);
         tokio::spawn(async move { agent.reopen(tabs).await });

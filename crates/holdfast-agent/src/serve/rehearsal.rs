@@ -12,7 +12,7 @@ use axum::response::Html;
 use tokio::time::sleep;
 
 use super::Agent;
-use crate::browser;
+use crate::{browser, guest::Guest};
 
 /// Path of the page on the agent's own port.
 pub(super) const PATH: &str = "/v1/rehearsal";
@@ -23,6 +23,11 @@ const LOOK: Duration = Duration::from_millis(250);
 /// Text, a form, a picture, a style, a script and a request: what most pages are made of.
 pub(super) async fn page() -> Html<&'static str> {
     Html(include_str!("rehearsal.html"))
+}
+
+/// Its address within the guest.
+pub(super) fn url(guest: &Guest) -> String {
+    format!("http://{}:{}{PATH}", Ipv4Addr::LOCALHOST, guest.listen.port())
 }
 
 impl Agent {
@@ -36,8 +41,7 @@ impl Agent {
                 while !browser::is_ready(&agent.guest).await {
                     sleep(LOOK).await;
                 }
-                let port = agent.guest.listen.port();
-                let url = format!("http://{}:{port}{PATH}", Ipv4Addr::LOCALHOST);
+                let url = url(&agent.guest);
                 if let Err(error) = browser::rehearse(&agent.guest, &url, DEADLINE).await {
                     tracing::warn!("the browser was not rehearsed: {error}");
                 }

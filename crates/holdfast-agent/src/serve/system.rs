@@ -101,12 +101,28 @@ pub(super) fn set_dns(guest: &Guest, servers: &[IpAddr]) -> io::Result<()> {
     write(guest, "etc/resolv.conf", &lines)
 }
 
+/// The zone that the guest is in; UTC where none was set.
+pub(super) fn timezone(guest: &Guest) -> String {
+    let name = fs::read_to_string(guest.root.join("etc/timezone")).unwrap_or_default();
+    if name.trim().is_empty() { "Etc/UTC".to_owned() } else { name.trim().to_owned() }
+}
+
+/// Whether two names are those of zones with the same rules, such as `UTC` and `Etc/UTC`.
+pub(super) fn same_zone(a: &str, b: &str) -> bool {
+    let rules = |name: &str| fs::read(Path::new("/usr/share/zoneinfo").join(name)).ok();
+    a == b || (is_zone_name(b) && rules(a).is_some_and(|a| Some(a) == rules(b)))
+}
+
+fn is_zone_name(name: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"/_+-".contains(&byte);
+    !name.is_empty() && !name.starts_with('/') && name.bytes().all(is_allowed)
+}
+
 /// # Errors
 /// There is no such zone.
 pub(super) fn set_timezone(guest: &Guest, name: &str) -> io::Result<()> {
-    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"/_+-".contains(&byte);
     let zone = Path::new("/usr/share/zoneinfo").join(name);
-    if name.is_empty() || name.starts_with('/') || !name.bytes().all(is_name) || !zone.is_file() {
+    if !is_zone_name(name) || !zone.is_file() {
         return Err(io::Error::other(format!("there is no time zone `{name}` in the guest")));
     }
     let link = guest.root.join("etc/localtime");

@@ -54,6 +54,11 @@ impl Board {
         self.is(name, ServiceState::Stopped)
     }
 
+    /// Process id of the service of that name, while it runs.
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        self.services.iter().find(|entry| entry.name == name)?.pid
+    }
+
     /// Whether a desktop is there to be looked at, with or without a browser.
     pub fn shows_desktop(&self) -> bool {
         self.runs("xvnc") && self.runs("openbox")

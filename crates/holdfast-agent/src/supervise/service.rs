@@ -138,10 +138,8 @@ impl Task {
                         return;
                     }
                 }
-                End::Ordered => self.note(|entry| {
-                    entry.state = ServiceState::Waiting;
-                    entry.pid = None;
-                }),
+                // Its new state was noted before the order counted as carried out.
+                End::Ordered => {}
                 End::Closed => return,
             }
         }
@@ -173,6 +171,7 @@ impl Task {
 
     /// Stays with a process until it ends.
     async fn attend(&mut self, mut child: Child) -> End {
+        let leader = child.id();
         let guest = self.guest.clone();
         let probe = self.spec.ready;
         let ready = async move {
@@ -188,10 +187,17 @@ impl Task {
             tokio::select! {
                 status = child.wait() => {
                     // Nothing of it may hold on to a port or profile that the next one needs.
-                    self.end_all(Duration::ZERO).await;
+                    self.end_all(leader, Duration::ZERO).await;
                     return match status {
                         Ok(status) => End::ByItself(status),
-                        Err(_) => End::Ordered,
+                        Err(error) => {
+                            tracing::error!("{} is lost sight of: {error}", self.spec.name);
+                            self.note(|entry| {
+                                entry.state = ServiceState::Waiting;
+                                entry.pid = None;
+                            });
+                            End::Ordered
+                        }
                     };
                 }
                 () = &mut ready, if !is_ready => {
@@ -200,14 +206,14 @@ impl Task {
                 }
                 order = self.orders.recv() => {
                     let Some((order, done)) = order else {
-                        self.end_all(Duration::ZERO).await;
+                        self.end_all(leader, Duration::ZERO).await;
                         return End::Closed;
                     };
                     if order == Order::Start {
                         let _ = done.send(());
                         continue;
                     }
-                    tokio::join!(self.end_all(GRACE), child.wait()).1.ok();
+                    tokio::join!(self.end_all(leader, GRACE), child.wait()).1.ok();
                     self.runs = order != Order::Stop;
                     self.delay = Duration::ZERO;
                     let state =
@@ -223,8 +229,9 @@ impl Task {
         }
     }
 
-    async fn end_all(&self, grace: Duration) {
-        let left = census::end(&self.mark(), None, grace).await;
+    /// `leader`: the process that was started, also after its end.
+    async fn end_all(&self, leader: Option<u32>, grace: Duration) {
+        let left = census::end(&self.mark(), leader, grace).await;
         if left > 0 {
             tracing::error!("{left} processes of {} cannot be killed", self.spec.name);
         }

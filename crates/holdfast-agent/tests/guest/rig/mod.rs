@@ -188,7 +188,7 @@ pub fn claim(secret: &str) -> ClaimRequest {
         hostname: "hf-test".to_owned(),
         dns: vec![Ipv4Addr::new(9, 9, 9, 9).into()],
         locale: "en-US".to_owned(),
-        timezone: "Europe/Berlin".to_owned(),
+        timezone: "UTC".to_owned(),
         screen: ScreenSize { width: 1280, height: 800 },
         start_url: None,
         cloned: false,

@@ -25,7 +25,7 @@ pub const BEAT: u8 = b'.';
 /// What a child writes to have the guest switched off.
 pub const POWER_OFF: u8 = b'p';
 /// How often a child writes [`BEAT`].
-pub const BEAT_EVERY: Duration = Duration::from_secs(5);
+pub const BEAT_EVERY: Duration = Duration::from_secs(3);
 /// Silence after which a child is taken to hang.
 pub const HANG: Duration = Duration::from_secs(15);
 /// The same before its first beat: a machine that has just started is slow.

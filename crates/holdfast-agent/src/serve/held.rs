@@ -30,7 +30,7 @@ use crate::{
 const WAKE_DEADLINE: Duration = Duration::from_secs(30);
 /// How long its first page may take before it counts as there anyway.
 const PAGE_DEADLINE: Duration = Duration::from_mins(1);
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(500);
 
 /// What becomes of a process in a clone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -44,6 +44,9 @@ use crate::{
     wire::{self, Refusal},
 };
 
+/// How long it may take to answer itself. With [`keeper::BEAT_EVERY`] less than [`keeper::HANG`]: on a host
+/// that is short of processors an answer takes seconds, and is one.
+const ANSWER: Duration = Duration::from_secs(10);
 /// Largest request: standard input of a command, in base64.
 const REQUEST_LIMIT: usize = 16 << 20;
 
@@ -77,7 +80,7 @@ async fn is_well(port: u16) -> bool {
         let stream = TcpStream::connect((std::net::Ipv4Addr::LOCALHOST, port)).await?;
         wire::call(stream, Method::GET, "/v1/health", Vec::new()).await
     };
-    matches!(tokio::time::timeout(Duration::from_secs(5), ask).await, Ok(Ok((StatusCode::OK, _))))
+    matches!(tokio::time::timeout(ANSWER, ask).await, Ok(Ok((StatusCode::OK, _))))
 }
 
 impl Agent {

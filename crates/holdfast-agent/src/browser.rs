@@ -261,6 +261,10 @@ pub async fn arrival(guest: &Guest) -> io::Result<Arrival> {
 /// # Errors
 /// Chromium does not answer, or refused.
 pub async fn open(guest: &Guest, url: &str) -> io::Result<()> {
+    if held_file(guest).exists() || waking_file(guest).exists() {
+        // Its tabs are about to be closed.
+        return Err(io::ErrorKind::ResourceBusy.into());
+    }
     let before = pages(guest).await?;
     let empty = before.iter().find(|page| is_empty(&page.url));
     let id = if let Some(shown) = before.iter().find(|page| page.url == url) {
@@ -304,6 +308,42 @@ pub async fn start(guest: &Guest) {
     if let Err(refusal) = supervise::tell(guest, "/services/chromium/start").await {
         tracing::warn!("the browser waits for the supervisor: {}", refusal.1);
     }
+}
+
+/// A browser of the warm image that does not go on yet.
+pub fn held_file(guest: &Guest) -> PathBuf {
+    guest.run.join("held-browser.json")
+}
+
+/// The same while it begins to go on: its first page was chosen.
+pub fn waking_file(guest: &Guest) -> PathBuf {
+    guest.run.join("waking-browser.json")
+}
+
+/// Shows `url`: in the tab that a browser which was held begins with, or in one of a browser that runs.
+///
+/// # Errors
+/// It does not answer within `deadline`.
+pub async fn show(guest: &Guest, url: &str, deadline: Duration) -> io::Result<()> {
+    let is_held = || held_file(guest).exists();
+    let mut begins_with_it = is_held();
+    if begins_with_it {
+        set_first_page(guest, Some(url))?;
+        // When it has begun meanwhile, it may not have seen it.
+        begins_with_it = is_held();
+    }
+    start(guest).await;
+    if !begins_with_it {
+        return open_within(guest, url, deadline).await;
+    }
+    let begun = async {
+        while is_held() || waking_file(guest).exists() || pages(guest).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(deadline, begun).await.map_err(io::Error::other)?;
+    // One that is started again later shows the start page.
+    set_first_page(guest, None)
 }
 
 /// Opens `url` as soon as Chromium answers, for at most `deadline`.

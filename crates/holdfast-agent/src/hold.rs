@@ -90,7 +90,7 @@ async fn take_link(guest: &Guest, tools: &Tools, mut stream: UnixStream) -> std:
             tool::Taken::NotTheirs => {
                 let guest = guest.clone();
                 tokio::spawn(async move {
-                    if let Err(error) = browser::open_within(&guest, &url, BROWSER_DEADLINE).await {
+                    if let Err(error) = browser::show(&guest, &url, BROWSER_DEADLINE).await {
                         tracing::warn!("a link cannot be opened: {error}");
                     }
                 });

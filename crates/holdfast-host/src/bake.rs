@@ -22,7 +22,7 @@ use crate::{
 /// VMs it takes a minute.
 const BOOT_DEADLINE: Duration = Duration::from_mins(5);
 /// The agent gives up earlier by itself.
-const SETTLE_DEADLINE: Duration = Duration::from_mins(3);
+const SETTLE_DEADLINE: Duration = Duration::from_mins(5);
 /// Time between looks at the guest, and at a lock that another process holds.
 const LOOK: Duration = Duration::from_millis(500);
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);

@@ -28,6 +28,7 @@ const FILES: &[(&str, &[u8])] = files![
     "etc/holdfast/Xresources",
     "etc/holdfast/menu.xml",
     "etc/holdfast/openbox.xml",
+    "etc/holdfast/rehearse",
     "etc/profile.d/holdfast.sh",
     "etc/skel/.bashrc",
     "etc/skel/.inputrc",

@@ -10,7 +10,11 @@
 //! goes on (the browser's own process, the network's, the storage's, the GPU's and the zygotes) is told
 //! first that its memory is a copy ([`fork_detection`]). It must never go on before that.
 
-use std::{fs, io, path::PathBuf, sync::Arc, sync::atomic::Ordering, time::Duration};
+use std::{
+    fs, io,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
@@ -82,7 +86,9 @@ pub(super) struct Held {
 impl Held {
     /// The browser that is held, if there is one.
     pub(super) fn load(guest: &Guest) -> Option<Self> {
-        serde_json::from_slice(&fs::read(file(guest)).ok()?).ok()
+        let kept =
+            fs::read(browser::held_file(guest)).or_else(|_| fs::read(browser::waking_file(guest)));
+        serde_json::from_slice(&kept.ok()?).ok()
     }
 
     fn of(&self, fate: Fate) -> impl Iterator<Item = &Process> {
@@ -109,15 +115,14 @@ impl Held {
     }
 }
 
-fn file(guest: &Guest) -> PathBuf {
-    guest.run.join("held-browser.json")
-}
-
-fn forget(guest: &Guest) {
-    if let Err(error) = fs::remove_file(file(guest))
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::warn!("the browser still counts as held: {error}");
+/// A browser that was replaced is not held.
+pub(super) fn forget(guest: &Guest) {
+    for file in [browser::held_file(guest), browser::waking_file(guest)] {
+        if let Err(error) = fs::remove_file(file)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!("the browser still counts as held: {error}");
+        }
     }
 }
 
@@ -148,7 +153,7 @@ impl Agent {
         let held = Held { processes, main, ids, places };
         held.signal(Fate::Ended, Signal::KILL);
         let bytes = serde_json::to_vec(&held).map_err(Refusal::failed)?;
-        write_atomically(&file(&self.guest), &bytes, 0o600).map_err(&failed)?;
+        write_atomically(&browser::held_file(&self.guest), &bytes, 0o600).map_err(&failed)?;
         self.holds.store(true, Ordering::SeqCst);
         Ok(())
     }
@@ -162,17 +167,31 @@ impl Agent {
         told.is_ok()
     }
 
-    /// Lets a browser that was told go on after a while, with its first page in its only tab.
+    /// Lets a browser that was told go on after a while, or once it is wanted, with its first page in its
+    /// only tab.
     pub(super) fn wake_browser(self: &Arc<Self>, held: Held, after: Duration) {
         let agent = Arc::clone(self);
-        let url = browser::first_page(&self.guest).unwrap_or_else(|| START_PAGE.to_owned());
         tokio::spawn(async move {
-            sleep(after).await;
+            tokio::select! {
+                () = sleep(after) => {}
+                () = agent.browser_wanted.notified() => {}
+            }
+            // A snapshot waits for its end.
+            let turn = agent.claim.turn.lock().await;
+            // From here on nobody sets another first page.
+            let waking = browser::waking_file(&agent.guest);
+            if fs::rename(browser::held_file(&agent.guest), &waking).is_err() && !waking.exists() {
+                // It was replaced meanwhile.
+                agent.holds.store(false, Ordering::SeqCst);
+                return;
+            }
+            let url = browser::first_page(&agent.guest).unwrap_or_else(|| START_PAGE.to_owned());
             if let Err(error) = agent.wake(&held, &url).await {
                 tracing::warn!("the browser of the warm image is replaced: {error}");
                 agent.replace_held().await;
             }
             forget(&agent.guest);
+            drop(turn);
             let started = Instant::now();
             while !browser::is_ready(&agent.guest).await && started.elapsed() < PAGE_DEADLINE {
                 sleep(LOOK).await;

@@ -62,6 +62,8 @@ pub struct Agent {
     rehearses: AtomicBool,
     /// The browser of the warm image does not go on yet, or shows nothing yet.
     holds: AtomicBool,
+    /// Somebody wants the browser now.
+    browser_wanted: tokio::sync::Notify,
     started_ms: u64,
 }
 
@@ -95,6 +97,7 @@ impl Agent {
             start_page: Arc::default(),
             rehearses: AtomicBool::new(false),
             holds: AtomicBool::new(held.is_some()),
+            browser_wanted: tokio::sync::Notify::new(),
             started_ms: uptime_ms(),
         });
         if agent.claim.current().is_some_and(|claim| claim.complete) {
@@ -133,7 +136,13 @@ impl Agent {
     }
 
     fn set_board(&self, board: Board) {
-        *self.board.lock().unwrap_or_else(PoisonError::into_inner) = board;
+        let wanted = board.wanted("chromium");
+        let mut kept = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *kept, board);
+        drop(kept);
+        if wanted > before.wanted("chromium") {
+            self.browser_wanted.notify_waiters();
+        }
     }
 
     fn supervisor_is_silent(&self) {

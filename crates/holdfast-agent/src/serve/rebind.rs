@@ -12,6 +12,7 @@ use subtle::ConstantTimeEq;
 use super::{
     Agent,
     claim::{Claim, check, failed_at},
+    held,
 };
 use crate::{browser, installation, wire::Refusal};
 
@@ -66,6 +67,7 @@ impl Agent {
         };
         self.end_frozen().await?;
         self.order("chromium", "stop").await?;
+        held::forget(&self.guest);
         installation::renew(&self.guest).map_err(failed_at("the browser's profile"))?;
         self.order("chromium", "start").await?;
         let agent = Arc::clone(self);

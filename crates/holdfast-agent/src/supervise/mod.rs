@@ -59,6 +59,12 @@ impl Board {
         self.services.iter().find(|entry| entry.name == name)?.pid
     }
 
+    /// How often the service of that name was wanted while it ran already.
+    pub fn wanted(&self, name: &str) -> u32 {
+        let entry = self.services.iter().find(|entry| entry.name == name);
+        entry.map_or(0, |entry| entry.wanted)
+    }
+
     /// Whether a desktop is there to be looked at, with or without a browser.
     pub fn shows_desktop(&self) -> bool {
         self.runs("xvnc") && self.runs("openbox")
@@ -82,6 +88,8 @@ pub struct Entry {
     pub started_ms: u64,
     /// How often it was started again after it ended by itself.
     pub restarts: u32,
+    /// How often it was told to start while it ran already: it is wanted now.
+    pub wanted: u32,
     /// Why it last ended.
     pub last_error: Option<String>,
 }
@@ -117,6 +125,7 @@ impl Supervisor {
             pid: None,
             started_ms: 0,
             restarts: 0,
+            wanted: 0,
             last_error: None,
         };
         let board = Board { revision: 1, services: specs.iter().map(entry).collect() };

@@ -210,6 +210,7 @@ impl Task {
                         return End::Closed;
                     };
                     if order == Order::Start {
+                        self.note(|entry| entry.wanted += 1);
                         let _ = done.send(());
                         continue;
                     }

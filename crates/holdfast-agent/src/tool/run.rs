@@ -538,8 +538,7 @@ impl Task {
         let (guest, events) = (self.guest.clone(), self.events.clone());
         while self.opening.try_join_next().is_some() {}
         self.opening.spawn(async move {
-            browser::start(&guest).await;
-            match browser::open_within(&guest, &url, BROWSER_DEADLINE).await {
+            match browser::show(&guest, &url, BROWSER_DEADLINE).await {
                 Ok(()) => {
                     if let Some(events) = events.upgrade() {
                         let _ = events.send(Event::Opened(url)).await;

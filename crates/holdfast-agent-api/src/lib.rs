@@ -157,6 +157,9 @@ pub struct ClaimRequest {
     /// made randomness before it is replaced or told so, and machine id and host keys are new.
     #[serde(default)]
     pub cloned: bool,
+    /// A cloned guest starts a browser of its own instead of the one that was held still in the snapshot.
+    #[serde(default)]
+    pub fresh_browser: bool,
     /// How long the browser waits before it starts or goes on, in ms, at most 30,000: on a host where other guests
     /// are coming up, their desktops go before this one's browser. A tool's link starts it at once.
     #[serde(default)]

@@ -293,6 +293,7 @@ fn claim_request(
         screen: ScreenSize { width: spec.screen.width, height: spec.screen.height },
         start_url: spec.start_url.clone(),
         cloned,
+        fresh_browser: inner.config.fresh_browser,
         browser_after_ms,
     })
 }

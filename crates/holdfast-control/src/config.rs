@@ -82,6 +82,8 @@ pub struct ControlConfig {
     pub egress: EgressPolicy,
     /// Name servers given to guests; empty leaves the image's.
     pub dns: Vec<std::net::IpAddr>,
+    /// Each clone gets a browser of its own instead of the warm image's.
+    pub fresh_browser: bool,
 }
 
 impl Default for ControlConfig {
@@ -119,6 +121,7 @@ impl Default for ControlConfig {
             disk_mib: 8 * 1024,
             egress: EgressPolicy::default(),
             dns: Vec::new(),
+            fresh_browser: false,
         }
     }
 }

@@ -339,6 +339,7 @@ async fn bring_up(
         screen: ScreenSize { width: Screen::DEFAULT.width, height: Screen::DEFAULT.height },
         start_url: None,
         cloned: true,
+        fresh_browser: inner.config.fresh_browser,
         browser_after_ms: 0,
     };
     let answer = agent

@@ -45,6 +45,7 @@ fn claim(vm: VmId, secret: &str) -> ClaimRequest {
         screen: ScreenSize { width: 320, height: 200 },
         start_url: None,
         cloned: false,
+        fresh_browser: false,
         browser_after_ms: 0,
     }
 }

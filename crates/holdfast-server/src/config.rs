@@ -142,6 +142,9 @@ pub struct VmConfig {
     /// New sessions are cloned from a VM that was booted before, where the driver can. What is
     /// missing for that is made in the background.
     pub warm: bool,
+    /// Each clone gets a browser of its own instead of the warm image's, which is told that its memory
+    /// is a copy. Costs seconds and memory.
+    pub fresh_browser: bool,
     /// Machines kept ready for the next sessions, at least. They take memory.
     pub pool_min: usize,
     /// Machines kept ready at most: as many as sessions were asked for in the last minutes.
@@ -234,6 +237,7 @@ impl Default for VmConfig {
             max_starting: 0,
             max_waiting: 100,
             warm: true,
+            fresh_browser: false,
             pool_min: 0,
             pool_max: 0,
             uid_base: 200_000,
@@ -411,6 +415,7 @@ impl Config {
                 private_networks: self.egress.private_networks.clone(),
             },
             dns: self.dns.clone(),
+            fresh_browser: self.vm.fresh_browser,
             ..ControlConfig::default()
         }
     }

@@ -111,7 +111,7 @@ impl Agent {
         }
         let held = if request.cloned { Held::load(&self.guest) } else { None };
         // Its menus are in the language, its pages in the time zone that it was started with.
-        let held = held.filter(|held| !language_or_zone_changed && self.is_told(held));
+        let held = held.filter(|_| !request.fresh_browser && !language_or_zone_changed);
         if request.cloned && held.is_none() {
             self.discard_browser().await?;
         } else if language_or_zone_changed {

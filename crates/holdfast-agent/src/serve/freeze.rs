@@ -121,6 +121,10 @@ impl Agent {
     /// The same, for who has the turn already.
     pub(super) fn let_go(&self) -> u32 {
         self.freezer.set(None);
+        if browser::held_file(&self.guest).exists() {
+            // It was not told yet that its memory is a copy.
+            return 0;
+        }
         let found = self.browser_processes();
         for pid in &found {
             census::signal(*pid, Signal::CONT);

@@ -102,7 +102,7 @@ impl Held {
     }
 
     /// Tells what goes on that its memory is a copy, and what the browser's ids are in this one.
-    pub(super) fn tell(&self, guest: &Guest) -> io::Result<()> {
+    fn tell(&self, guest: &Guest) -> io::Result<()> {
         // The kernel was reseeded before: what they seed themselves from is this guest's own.
         for process in self.of(Fate::GoesOn) {
             fork_detection::trigger(process.pid, &process.regions)?;
@@ -158,17 +158,8 @@ impl Agent {
         Ok(())
     }
 
-    /// Whether a browser may go on: it was told that it is a copy.
-    pub(super) fn is_told(&self, held: &Held) -> bool {
-        let told = held.tell(&self.guest);
-        if let Err(error) = &told {
-            tracing::warn!("the browser of the warm image is replaced: {error}");
-        }
-        told.is_ok()
-    }
-
-    /// Lets a browser that was told go on after a while, or once it is wanted, with its first page in its
-    /// only tab.
+    /// Lets the browser go on after a while, or once it is wanted, with its first page in its only tab. The
+    /// answer to the claim does not wait for it.
     pub(super) fn wake_browser(self: &Arc<Self>, held: Held, after: Duration) {
         let agent = Arc::clone(self);
         tokio::spawn(async move {
@@ -201,6 +192,7 @@ impl Agent {
     }
 
     async fn wake(&self, held: &Held, url: &str) -> io::Result<()> {
+        held.tell(&self.guest)?;
         held.signal(Fate::GoesOn, Signal::CONT);
         let end_old = || held.signal(Fate::Replaced, Signal::KILL);
         let woken = browser::begin_anew(&self.guest, url, end_old);

@@ -2,6 +2,7 @@
 //! directory of their own.
 
 mod exec;
+mod held;
 mod rig;
 mod services;
 mod terminals;

@@ -102,7 +102,8 @@ async fn from_inside(api: &Api, session: Uuid) -> Result<Vec<Made>> {
         echo boot-id $(cat /proc/sys/kernel/random/boot_id); \
         echo hostname $(hostname); \
         echo bash $RANDOM$RANDOM$RANDOM$RANDOM; \
-        echo mktemp $(mktemp -u XXXXXXXXXXXXXXXX)";
+        echo mktemp $(mktemp -u XXXXXXXXXXXXXXXX); \
+        echo devtools $(curl -s http://127.0.0.1:9222/json/version | grep -o 'browser/[-0-9a-f]*')";
     let ran = api.exec(session, &["bash", "-c", script]).await?;
     ensure!(ran.code == 0, "{ran:?}");
     let lines = ran.stdout.lines().filter_map(|line| line.split_once(' '));
@@ -121,8 +122,17 @@ fn ids(kept: &serde_json::Value, found: &mut impl FnMut(&str, &str)) {
     for (name, value) in kept.as_object().into_iter().flatten() {
         match value.as_str() {
             Some(id)
-                if id.len() >= 16
-                    && ["client_id", "guid", "salt"].iter().any(|part| name.contains(part)) =>
+                if id.len() >= 8
+                    && [
+                        "client_id",
+                        "device_id",
+                        "guid",
+                        "salt",
+                        "seed",
+                        "randomization_source",
+                    ]
+                    .iter()
+                    .any(|part| name.contains(part)) =>
             {
                 found(name, id);
             }
@@ -133,14 +143,34 @@ fn ids(kept: &serde_json::Value, found: &mut impl FnMut(&str, &str)) {
     }
 }
 
-/// Every pair of clones differs in all that is random.
+/// Every pair of clones differs in all that is random, with the browser of the warm image.
 #[tokio::test(flavor = "multi_thread")]
 async fn clones_share_no_randomness() -> Result<()> {
-    let count: usize = std::env::var(CLONES).ok().and_then(|n| n.parse().ok()).unwrap_or(4);
+    let count = std::env::var(CLONES).ok().and_then(|n| n.parse().ok()).unwrap_or(4);
+    compare(count, false).await
+}
+
+/// The same with browsers of their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn clones_with_fresh_browsers_share_no_randomness() -> Result<()> {
+    compare(2, true).await
+}
+
+/// Whether the browser started before the session was made: the warm image's does.
+async fn is_of_the_warm_image(api: &Api, session: Uuid) -> Result<bool> {
+    let script = "ps -o etimes= -p $(pgrep -o -x chromium)";
+    let ran = api.exec(session, &["sh", "-c", script]).await?;
+    let age: i64 = ran.stdout.trim().parse().with_context(|| format!("{ran:?}"))?;
+    let made = api.session(session).await?.created_at;
+    Ok(age > (jiff::Timestamp::now() - made).get_seconds() + 1)
+}
+
+async fn compare(count: usize, fresh: bool) -> Result<()> {
     let page = Page::serve(PAGE).await?;
     let tls = Hellos::listen().await?;
     let config = format!(
-        "[egress]\nhost_ports = [{}, {}]\n[vm]\nmemory_budget_mib = 262144\nmax_starting = 2",
+        "[egress]\nhost_ports = [{}, {}]\n[vm]\nmemory_budget_mib = 262144\nmax_starting = 2\n\
+         fresh_browser = {fresh}",
         page.port, tls.port
     );
     let server = ServerProcess::start(Options { config, ..Options::default() }).await?;
@@ -182,6 +212,7 @@ async fn clones_share_no_randomness() -> Result<()> {
     .await?;
     for id in &sessions {
         all.extend(from_inside(&api, *id).await?);
+        ensure!(is_of_the_warm_image(&api, *id).await? != fresh, "it is another browser");
     }
     all.extend(reported(&page));
     for hello in tls.seen() {
@@ -189,7 +220,20 @@ async fn clones_share_no_randomness() -> Result<()> {
         all.push(made("TLS session", &hello.session, hello.peer));
         all.extend(hello.keys.iter().map(|key| made("TLS key share", key, hello.peer)));
     }
-    for what in ["urandom", "uuid", "machine-id", "boot-id", "bash", "mktemp", "values", "blob"] {
+    const OF_ALL: &[&str] = &[
+        "urandom",
+        "uuid",
+        "machine-id",
+        "boot-id",
+        "bash",
+        "mktemp",
+        "devtools",
+        "values",
+        "blob",
+        "math",
+        "chromium: enterprise_profile_guid",
+    ];
+    for &what in OF_ALL {
         ensure!(clones(&all, what) == count, "{what} was not made by every clone: {all:?}");
     }
     let kinds: std::collections::BTreeSet<_> = all.iter().map(|made| made.what.clone()).collect();
@@ -218,6 +262,7 @@ fn claim(vm: VmId, start_url: Option<String>, cloned: bool) -> Result<ClaimReque
         screen: ScreenSize { width: 1280, height: 800 },
         start_url,
         cloned,
+        fresh_browser: false,
         browser_after_ms: 0,
     })
 }

@@ -192,6 +192,7 @@ pub fn claim(secret: &str) -> ClaimRequest {
         screen: ScreenSize { width: 1280, height: 800 },
         start_url: None,
         cloned: false,
+        fresh_browser: false,
         browser_after_ms: 0,
     }
 }

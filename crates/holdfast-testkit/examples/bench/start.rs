@@ -165,8 +165,9 @@ fn waits(boots: &Kind, warm: &Kind, pooled: &Kind) -> Table {
         "From POST /api/sessions; ready as heard over Server-Sent Events; the first whole picture (hextile) that \
          is not one colour, through the gateway's WebSocket; the first key pressed in the desktop's terminal, \
          counted from the picture on; a page of the user's choice asked for by the guest's browser, and \
-         drawn as its second animation frame says. A clone's and a pooled machine's browser is new: \
-         no process that was in the warm image draws randomness. Cold boots, clones and pooled machines took turns.",
+         drawn as its second animation frame says. A clone's and a pooled machine's browser is the warm \
+         image's, told that its memory is a copy, with new renderers. Cold boots, clones and pooled \
+         machines took turns.",
     );
     for (name, kind) in [("cold", boots), ("clone", warm), ("pool", pooled)] {
         let row = |what: &str| format!("{name}: {what}");

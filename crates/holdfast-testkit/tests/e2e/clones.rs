@@ -162,7 +162,7 @@ async fn is_of_the_warm_image(api: &Api, session: Uuid) -> Result<bool> {
     let ran = api.exec(session, &["sh", "-c", script]).await?;
     let age: i64 = ran.stdout.trim().parse().with_context(|| format!("{ran:?}"))?;
     let made = api.session(session).await?.created_at;
-    Ok(age > (jiff::Timestamp::now() - made).get_seconds() + 1)
+    Ok(age > jiff::Timestamp::now().duration_since(made).as_secs() + 1)
 }
 
 async fn compare(count: usize, fresh: bool) -> Result<()> {

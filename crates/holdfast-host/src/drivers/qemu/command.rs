@@ -230,10 +230,27 @@ pub(super) fn view(program: &Path, accel: Accel) -> Result<View> {
     View::of(program, devices).map_err(|e| DriverError::io("preparing what the VMM sees", e))
 }
 
-/// Groups that may open the KVM device.
+/// Groups that may open the KVM device. Never root's: what else that group may read is not for a VMM.
 pub(super) fn kvm_groups(accel: Accel) -> Vec<u32> {
     match std::fs::metadata("/dev/kvm") {
-        Ok(device) if accel == Accel::Kvm => vec![std::os::unix::fs::MetadataExt::gid(&device)],
+        Ok(device) if accel == Accel::Kvm => Some(std::os::unix::fs::MetadataExt::gid(&device))
+            .into_iter()
+            .filter(|group| *group != 0)
+            .collect(),
         _ => Vec::new(),
     }
+}
+
+/// Why a VMM, which runs as a user of its own, could not open the KVM device whatever KVM can do.
+pub(super) fn kvm_is_closed() -> Option<String> {
+    use std::os::unix::fs::MetadataExt as _;
+    let device = std::fs::metadata("/dev/kvm").ok()?;
+    let (mode, group) = (device.mode() & 0o777, device.gid());
+    let by_group = mode & 0o060 == 0o060 && group != 0;
+    (!by_group && mode & 0o006 != 0o006).then(|| {
+        format!(
+            "/dev/kvm has mode {mode:03o} and group {group}, so that only root may open it and no VMM does; \
+             run `groupadd -f --system kvm && chgrp kvm /dev/kvm && chmod 660 /dev/kvm` (udev keeps it so)"
+        )
+    })
 }

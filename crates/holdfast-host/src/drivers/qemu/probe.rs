@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     QemuDriver,
-    command::{Accel, kvm_groups, trial_line, view},
+    command::{Accel, kvm_groups, kvm_is_closed, trial_line, view},
 };
 use crate::{
     driver::{DriverError, ImageRef, Probe, Result},
@@ -91,6 +91,9 @@ impl QemuDriver {
     }
 
     async fn try_kvm(&self, image: Option<&ImageRef>) -> Result<(bool, String)> {
+        if let Some(why) = kvm_is_closed() {
+            return Ok((false, why));
+        }
         let tiny = self.tiny(Accel::Kvm).await?;
         if !tiny.passed {
             return Ok((false, tiny.says("the tiny guest with KVM")));

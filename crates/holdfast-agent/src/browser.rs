@@ -36,6 +36,15 @@ struct Target {
 }
 
 async fn request(guest: &Guest, method: Method, path: &str) -> io::Result<bytes::Bytes> {
+    request_within(guest, method, path, ANSWER).await
+}
+
+async fn request_within(
+    guest: &Guest,
+    method: Method,
+    path: &str,
+    deadline: Duration,
+) -> io::Result<bytes::Bytes> {
     let exchange = async {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, guest.devtools)).await?;
         let (status, body) = wire::call(stream, method, path, Vec::new()).await?;
@@ -45,11 +54,15 @@ async fn request(guest: &Guest, method: Method, path: &str) -> io::Result<bytes:
             Err(io::Error::other(format!("Chromium answered {status}")))
         }
     };
-    timeout(ANSWER, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    timeout(deadline, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 async fn pages(guest: &Guest) -> io::Result<Vec<Target>> {
-    let body = request(guest, Method::GET, "/json/list").await?;
+    pages_within(guest, ANSWER).await
+}
+
+async fn pages_within(guest: &Guest, deadline: Duration) -> io::Result<Vec<Target>> {
+    let body = request_within(guest, Method::GET, "/json/list", deadline).await?;
     let targets: Vec<Target> = serde_json::from_slice(&body).map_err(io::Error::other)?;
     Ok(targets.into_iter().filter(|target| target.kind == "page").collect())
 }
@@ -189,16 +202,26 @@ pub async fn rehearse(guest: &Guest, url: &str, deadline: Duration) -> io::Resul
 }
 
 /// Shows `url` in a tab of its own and closes all others, whose renderers `end_old` has ended: what showed
-/// them in a snapshot draws nothing more.
+/// them in a snapshot draws nothing more. Each answer may take `deadline`: beside other guests that come up
+/// it takes seconds, and asking twice would open the page twice.
 ///
 /// # Errors
 /// Chromium does not answer, or refused.
-pub async fn begin_anew(guest: &Guest, url: &str, end_old: impl FnOnce()) -> io::Result<()> {
-    let old = pages(guest).await?;
-    request(guest, Method::PUT, &format!("/json/new?{}", escaped(url))).await?;
+pub async fn begin_anew(
+    guest: &Guest,
+    url: &str,
+    deadline: Duration,
+    end_old: impl FnOnce(),
+) -> io::Result<()> {
+    let old = pages_within(guest, deadline).await?;
+    let path = format!("/json/new?{}", escaped(url));
+    request_within(guest, Method::PUT, &path, deadline).await?;
     end_old();
     for page in old {
-        request(guest, Method::GET, &format!("/json/close/{}", page.id)).await?;
+        let path = format!("/json/close/{}", page.id);
+        if let Err(error) = request_within(guest, Method::GET, &path, deadline).await {
+            tracing::warn!("a tab of the snapshot was not closed: {error}");
+        }
     }
     Ok(())
 }

@@ -30,8 +30,8 @@ use crate::{
     wire::Refusal,
 };
 
-/// How long the browser may take to answer once it goes on, before it is replaced whole.
-const WAKE_DEADLINE: Duration = Duration::from_secs(30);
+/// How long each answer of the browser may take once it goes on, before it is replaced whole.
+const WAKE_DEADLINE: Duration = Duration::from_mins(1);
 /// How long its first page may take before it counts as there anyway.
 const PAGE_DEADLINE: Duration = Duration::from_mins(1);
 const LOOK: Duration = Duration::from_millis(500);
@@ -195,8 +195,7 @@ impl Agent {
         held.tell(&self.guest)?;
         held.signal(Fate::GoesOn, Signal::CONT);
         let end_old = || held.signal(Fate::Replaced, Signal::KILL);
-        let woken = browser::begin_anew(&self.guest, url, end_old);
-        tokio::time::timeout(WAKE_DEADLINE, woken).await.map_err(io::Error::other)?
+        browser::begin_anew(&self.guest, url, WAKE_DEADLINE, end_old).await
     }
 
     async fn replace_held(self: &Arc<Self>) {

@@ -65,3 +65,9 @@ async fn a_silent_guest_comes_back_from_its_checkpoint() -> Result<()> {
 async fn sessions_outlive_their_database_for_a_minute() -> Result<()> {
     outage::outlive_the_database(Duration::from_mins(1)).await
 }
+
+/// Clones share no randomness with browsers of their own either.
+#[tokio::test(flavor = "multi_thread")]
+async fn clones_with_fresh_browsers() -> Result<()> {
+    crate::clones::compare(2, true).await
+}

@@ -78,7 +78,12 @@ impl Rig {
             tokio::spawn(async move { hold::start(&holder).await.expect("it holds") }),
         ];
         let rig = Self { guest, address, opened, tasks, _dir: dir };
-        rig.until("the holder listens", || rig.guest.hold_socket().exists()).await;
+        // A socket is there a moment before it is listened on.
+        let listens = |path| std::os::unix::net::UnixStream::connect(path).is_ok();
+        rig.until("the holder listens", || {
+            listens(rig.guest.open_socket()) && listens(rig.guest.hold_socket())
+        })
+        .await;
         rig
     }
 

@@ -12,7 +12,7 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::{
-    guest::{Guest, write_atomically},
+    guest::{Guest, remove_if_there, write_atomically},
     supervise, wire, x11,
 };
 
@@ -109,10 +109,7 @@ pub fn first_page(guest: &Guest) -> Option<String> {
 pub fn set_first_page(guest: &Guest, url: Option<&str>) -> io::Result<()> {
     match url {
         Some(url) => write_atomically(&first_page_file(guest), url.as_bytes(), 0o600),
-        None => match fs::remove_file(first_page_file(guest)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        },
+        None => remove_if_there(&first_page_file(guest)),
     }
 }
 
@@ -284,7 +281,7 @@ pub async fn arrival(guest: &Guest) -> io::Result<Arrival> {
 /// # Errors
 /// Chromium does not answer, or refused.
 pub async fn open(guest: &Guest, url: &str) -> io::Result<()> {
-    if held_file(guest).exists() || waking_file(guest).exists() {
+    if is_held_or_wakes(guest) {
         // Its tabs are about to be closed.
         return Err(io::ErrorKind::ResourceBusy.into());
     }
@@ -343,24 +340,32 @@ pub fn waking_file(guest: &Guest) -> PathBuf {
     guest.run.join("waking-browser.json")
 }
 
+/// Whether a browser is held and has not begun to go on.
+pub fn is_held(guest: &Guest) -> bool {
+    held_file(guest).exists()
+}
+
+fn is_held_or_wakes(guest: &Guest) -> bool {
+    is_held(guest) || waking_file(guest).exists()
+}
+
 /// Shows `url`: in the tab that a browser which was held begins with, or in one of a browser that runs.
 ///
 /// # Errors
 /// It does not answer within `deadline`.
 pub async fn show(guest: &Guest, url: &str, deadline: Duration) -> io::Result<()> {
-    let is_held = || held_file(guest).exists();
-    let mut begins_with_it = is_held();
+    let mut begins_with_it = is_held(guest);
     if begins_with_it {
         set_first_page(guest, Some(url))?;
         // When it has begun meanwhile, it may not have seen it.
-        begins_with_it = is_held();
+        begins_with_it = is_held(guest);
     }
     start(guest).await;
     if !begins_with_it {
         return open_within(guest, url, deadline).await;
     }
     let begun = async {
-        while is_held() || waking_file(guest).exists() || pages(guest).await.is_err() {
+        while is_held_or_wakes(guest) || pages(guest).await.is_err() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };

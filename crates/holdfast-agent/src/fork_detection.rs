@@ -69,12 +69,8 @@ pub fn trigger(pid: u32, regions: &[Region]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io::{BufRead as _, BufReader, Write as _},
-        process::{Command, Stdio},
-    };
-
     use super::*;
+    use crate::python::Script;
 
     #[test]
     fn a_process_finds_its_page_empty() {
@@ -87,21 +83,14 @@ mod tests {
             print('ready', flush=True)\n\
             input()\n\
             print(page[0], other[0], flush=True)";
-        let mut process = Command::new("python3")
-            .args(["-c", script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python3");
-        let mut output = BufReader::new(process.stdout.take().expect("piped")).lines();
-        let mut line = || output.next().expect("a line").expect("text");
-        assert_eq!(line(), "ready");
-        let found = regions(process.id()).expect("readable");
+        let mut script = Script::start(script);
+        assert_eq!(script.line(), "ready");
+        let found = regions(script.pid()).expect("readable");
         assert_eq!(found.iter().map(|region| region.len).collect::<Vec<_>>(), [4096]);
-        trigger(process.id(), &found).expect("emptied");
-        process.stdin.take().expect("piped").write_all(b"\n").expect("it reads");
-        assert_eq!(line(), "0 1");
-        assert!(process.wait().expect("it ends").success());
+        trigger(script.pid(), &found).expect("emptied");
+        script.tell("");
+        assert_eq!(script.line(), "0 1");
+        script.end();
     }
 
     #[test]

@@ -199,6 +199,14 @@ pub fn kernel_option(name: &str) -> Option<String> {
         .find_map(|word| word.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
 }
 
+/// Removes a file that need not be there.
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Replaces a file in one step, so no reader ever sees half of it.
 pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     use std::{io::Write, os::unix::fs::OpenOptionsExt};

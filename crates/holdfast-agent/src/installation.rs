@@ -15,15 +15,19 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::guest::Guest;
+use crate::guest::{Guest, remove_if_there};
 
 /// Parts of the names of settings that hold such an id.
 const NAMES: &[&str] = &["guid", "client_id", "device_id", "salt", "seed", "randomization_source"];
-/// Settings that are made when they are first needed; removed, they are made anew.
-const ON_DEMAND: &[&str] =
-    &["gcm", "invalidation", "instance_id", "uninstall_metrics", "variations"];
-/// Ids that are numbers are set by their group: Chromium draws what is missing.
-const GROUPS: &[&str] = &["user_experience_metrics"];
+/// Settings that are removed, and made anew when they are needed: among them are ids that are numbers.
+const DRAWN_ANEW: &[&str] = &[
+    "gcm",
+    "invalidation",
+    "instance_id",
+    "uninstall_metrics",
+    "user_experience_metrics",
+    "variations",
+];
 /// Checksums and descriptions of what every installation has alike.
 const ALIKE: &[&str] = &["protection", "extensions"];
 /// Shorter values are no ids.
@@ -131,9 +135,7 @@ pub fn renew(guest: &Guest) -> io::Result<()> {
         let Ok(bytes) = fs::read(&file) else { continue };
         let Ok(mut value) = serde_json::from_slice::<Value>(&bytes) else { continue };
         let Some(fields) = value.as_object_mut() else { continue };
-        let drawn_anew =
-            |name: &str| ON_DEMAND.iter().chain(GROUPS).any(|key| name.starts_with(key));
-        fields.retain(|name, _| !drawn_anew(name));
+        fields.retain(|name, _| !DRAWN_ANEW.iter().any(|key| name.starts_with(key)));
         fs::write(&file, serde_json::to_vec(&value)?)?;
     }
     Ok(())
@@ -144,10 +146,7 @@ pub fn renew(guest: &Guest) -> io::Result<()> {
 /// # Errors
 /// The file that holds it cannot be removed.
 pub fn forget_crash_reports(guest: &Guest) -> io::Result<()> {
-    match fs::remove_file(guest.home.join(".config/chromium/Crash Reports/settings.dat")) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    remove_if_there(&guest.home.join(".config/chromium/Crash Reports/settings.dat"))
 }
 
 /// Where a process has an id in its memory.
@@ -223,12 +222,8 @@ pub fn replace_in_memory(
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        io::{BufRead as _, BufReader, Write as _},
-        process::{Command, Stdio},
-    };
-
     use super::*;
+    use crate::python::Script;
 
     fn guest(home: &std::path::Path) -> Guest {
         let guest = Guest { home: home.into(), ..Guest::image() };
@@ -294,27 +289,19 @@ mod tests {
             print('made', flush=True)\n\
             input()\n\
             print(value, flush=True)";
-        let mut process = Command::new("python3")
-            .args(["-c", script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python3");
-        let mut output = BufReader::new(process.stdout.take().expect("piped")).lines();
-        let mut line = || output.next().expect("a line").expect("text");
-        let mut input = process.stdin.take().expect("piped");
-        assert_eq!(line(), "ready");
-        input.write_all(b"aW5zdGFsbGF0aW9uLTQ3MTEtMDgxNQ==\n").expect("it reads");
-        assert_eq!(line(), "made");
+        let mut script = Script::start(script);
+        assert_eq!(script.line(), "ready");
+        script.tell("aW5zdGFsbGF0aW9uLTQ3MTEtMDgxNQ==");
+        assert_eq!(script.line(), "made");
         let ids = ["nowhere-to-be-found".to_owned(), "installation-4711-0815".to_owned()];
-        let places = find_in_memory(process.id(), &ids).expect("readable");
+        let places = find_in_memory(script.pid(), &ids).expect("readable");
         assert!(!places.is_empty() && places.iter().all(|place| place.id == 1), "{places:?}");
         let replaced = ids.map(|id| (id.clone(), id.replace("4711", "1234")));
-        replace_in_memory(process.id(), &places, &replaced).expect("replaced");
-        let again = replace_in_memory(process.id(), &places, &replaced);
+        replace_in_memory(script.pid(), &places, &replaced).expect("replaced");
+        let again = replace_in_memory(script.pid(), &places, &replaced);
         again.expect_err("the old one is no longer there");
-        input.write_all(b"\n").expect("it reads");
-        assert_eq!(line(), "installation-1234-0815");
-        assert!(process.wait().expect("it ends").success());
+        script.tell("");
+        assert_eq!(script.line(), "installation-1234-0815");
+        script.end();
     }
 }

@@ -21,6 +21,8 @@ pub mod hold;
 pub mod init;
 pub mod initramfs;
 pub mod installation;
+#[cfg(test)]
+mod python;
 pub mod serve;
 pub mod shell;
 pub mod shim;

@@ -121,7 +121,7 @@ impl Agent {
     /// The same, for who has the turn already.
     pub(super) fn let_go(&self) -> u32 {
         self.freezer.set(None);
-        if browser::held_file(&self.guest).exists() {
+        if browser::is_held(&self.guest) {
             // It was not told yet that its memory is a copy.
             return 0;
         }

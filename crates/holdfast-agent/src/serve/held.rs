@@ -25,7 +25,7 @@ use crate::{
     browser::{self, START_PAGE},
     census,
     fork_detection::{self, Region},
-    guest::{Guest, write_atomically},
+    guest::{Guest, remove_if_there, write_atomically},
     installation::{self, Place},
     wire::Refusal,
 };
@@ -118,9 +118,7 @@ impl Held {
 /// A browser that was replaced is not held.
 pub(super) fn forget(guest: &Guest) {
     for file in [browser::held_file(guest), browser::waking_file(guest)] {
-        if let Err(error) = fs::remove_file(file)
-            && error.kind() != io::ErrorKind::NotFound
-        {
+        if let Err(error) = remove_if_there(&file) {
             tracing::warn!("the browser still counts as held: {error}");
         }
     }
@@ -199,11 +197,7 @@ impl Agent {
     }
 
     async fn replace_held(self: &Arc<Self>) {
-        let replaced = async {
-            self.order("chromium", "stop").await?;
-            self.wipe_browser().await.map_err(failed_at("the browser's profile"))
-        };
-        if let Err(refusal) = replaced.await {
+        if let Err(refusal) = self.discard_browser().await {
             tracing::error!("the browser cannot be replaced: {}", refusal.1);
         }
         self.start_browser(Duration::ZERO);

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{
     browser::{self, START_PAGE},
-    guest::Guest,
+    guest::{Guest, remove_if_there},
     spawn::Launch,
 };
 
@@ -62,10 +62,7 @@ pub(super) fn launch(guest: &Guest) -> Launch {
 pub(super) fn prepare(guest: &Guest) -> io::Result<()> {
     let profile = guest.profile();
     for name in ["SingletonLock", "SingletonCookie", "SingletonSocket"] {
-        match fs::remove_file(profile.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove_if_there(&profile.join(name))?;
     }
     // Broken preferences are Chromium's own to repair.
     let _ = end_was_orderly(&profile.join("Default/Preferences"));

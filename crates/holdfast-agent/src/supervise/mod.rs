@@ -56,13 +56,12 @@ impl Board {
 
     /// Process id of the service of that name, while it runs.
     pub fn pid(&self, name: &str) -> Option<u32> {
-        self.services.iter().find(|entry| entry.name == name)?.pid
+        self.entry(name)?.pid
     }
 
     /// How often the service of that name was wanted while it ran already.
     pub fn wanted(&self, name: &str) -> u32 {
-        let entry = self.services.iter().find(|entry| entry.name == name);
-        entry.map_or(0, |entry| entry.wanted)
+        self.entry(name).map_or(0, |entry| entry.wanted)
     }
 
     /// Whether a desktop is there to be looked at, with or without a browser.
@@ -71,7 +70,11 @@ impl Board {
     }
 
     fn is(&self, name: &str, state: ServiceState) -> bool {
-        self.services.iter().any(|e| e.name == name && e.state == state)
+        self.entry(name).is_some_and(|entry| entry.state == state)
+    }
+
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.services.iter().find(|entry| entry.name == name)
     }
 }
 

@@ -1,13 +1,18 @@
 //! The table of the desktop's services.
 
-use std::{fs, io, net::Ipv4Addr, path::Path};
+use std::{io, net::Ipv4Addr, path::Path};
 
 use futures::future::{BoxFuture, FutureExt};
 use holdfast_agent_api::VNC_PORT;
 use tokio::net::TcpStream;
 
 use super::chromium;
-use crate::{browser, guest::Guest, spawn::Launch, x11};
+use crate::{
+    browser,
+    guest::{Guest, remove_if_there},
+    spawn::Launch,
+    x11,
+};
 
 /// A service.
 #[derive(Clone, Copy)]
@@ -80,10 +85,7 @@ fn xvnc(guest: &Guest) -> Launch {
 fn unlock_display(guest: &Guest) -> io::Result<()> {
     let number = guest.display.trim_start_matches(':');
     for path in [format!("/tmp/.X{number}-lock"), format!("/tmp/.X11-unix/X{number}")] {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove_if_there(Path::new(&path))?;
     }
     Ok(())
 }

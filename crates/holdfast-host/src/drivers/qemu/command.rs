@@ -4,7 +4,10 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::Path,
 };
 
@@ -233,17 +236,13 @@ pub(super) fn view(program: &Path, accel: Accel) -> Result<View> {
 /// Groups that may open the KVM device. Never root's: what else that group may read is not for a VMM.
 pub(super) fn kvm_groups(accel: Accel) -> Vec<u32> {
     match std::fs::metadata("/dev/kvm") {
-        Ok(device) if accel == Accel::Kvm => Some(std::os::unix::fs::MetadataExt::gid(&device))
-            .into_iter()
-            .filter(|group| *group != 0)
-            .collect(),
+        Ok(device) if accel == Accel::Kvm && device.gid() != 0 => vec![device.gid()],
         _ => Vec::new(),
     }
 }
 
 /// Why a VMM, which runs as a user of its own, could not open the KVM device whatever KVM can do.
 pub(super) fn kvm_is_closed() -> Option<String> {
-    use std::os::unix::fs::MetadataExt as _;
     let device = std::fs::metadata("/dev/kvm").ok()?;
     let (mode, group) = (device.mode() & 0o777, device.gid());
     let by_group = mode & 0o060 == 0o060 && group != 0;

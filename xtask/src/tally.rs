@@ -30,6 +30,11 @@ impl Tally {
         self.parts.push(Part { name: name.to_owned(), passed, failed, took });
     }
 
+    /// Adds work that nothing is counted of.
+    pub(crate) fn note(&mut self, name: &str, took: Duration) {
+        self.add(name, 0, 0, took);
+    }
+
     /// Adds what another part of the run counted.
     pub(crate) fn append(&mut self, other: Self) {
         self.parts.extend(other.parts);
@@ -48,10 +53,11 @@ impl Tally {
             .map(|part| {
                 let Part { name, passed, failed, took } = part;
                 let mark = if *failed == 0 { "ok    " } else { "FAILED" };
-                format!(
-                    "{mark} {name:<28} {passed:>4} passed {failed:>3} failed {:>5} s",
-                    took.as_secs()
-                )
+                let counts = match (passed, failed) {
+                    (0, 0) => String::new(),
+                    _ => format!("{passed:>4} passed {failed:>3} failed"),
+                };
+                format!("{mark} {name:<28} {counts:<22} {:>5} s", took.as_secs())
             })
             .collect();
         let passed: u64 = self.parts.iter().map(|part| part.passed).sum();

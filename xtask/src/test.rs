@@ -95,7 +95,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if units || e2e {
         // Before anything is compiled: the server embeds it.
+        let began = Instant::now();
         build::web()?;
+        tally.note("building the dashboard", began.elapsed());
     }
     if wants(Part::Lint) {
         lint::rust(&mut tally)?;
@@ -103,7 +105,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if units || e2e {
         let began = Instant::now();
         match plan(args.filter.clone(), units, e2e) {
-            Ok(plan) => as_root(&plan, &mut tally)?,
+            Ok(plan) => {
+                tally.note("building everything else", began.elapsed());
+                as_root(&plan, &mut tally)?;
+            }
             Err(error) => {
                 eprintln!("building the tests: {error:#}");
                 tally.add("building the tests", 0, 1, began.elapsed());
@@ -188,7 +193,9 @@ fn run_tests(plan: &Plan, tally: &mut Tally) -> Result<()> {
         nextest(tally, &run, plan, "units", "default", None)?;
     }
     if let Some([holdfast, agent]) = &plan.e2e {
+        let began = Instant::now();
         image::ensure(holdfast, agent)?;
+        tally.note("making the images", began.elapsed());
         run_e2e(plan, tally, &run, holdfast)?;
     }
     run.census(tally);
@@ -211,6 +218,11 @@ fn run_e2e(plan: &Plan, tally: &mut Tally, run: &Run, holdfast: &Path) -> Result
     Ok(())
 }
 
+/// How many tests that need no VM run at once: they wait about as long as they calculate.
+fn units_at_once() -> usize {
+    2 * std::thread::available_parallelism().map_or(2, usize::from)
+}
+
 /// Runs one profile of `.config/nextest.toml`.
 fn nextest(
     tally: &mut Tally,
@@ -230,8 +242,13 @@ fn nextest(
     // What a failure says is a chain of sentences; where an error value was made adds nothing.
     command.env("HOLDFAST_CACHE_DIR", cache::cache_dir()?).env("RUST_LIB_BACKTRACE", "0");
     command.env("HOLDFAST_TEST_RUN", run.dir()).env("TMPDIR", run.temporary());
-    if let Some((holdfast, kvm)) = real {
-        command.env("HOLDFAST_TEST_BINARY", holdfast).env(KVM, kvm);
+    match real {
+        Some((holdfast, kvm)) => {
+            command.env("HOLDFAST_TEST_BINARY", holdfast).env(KVM, kvm);
+        }
+        None => {
+            command.arg(format!("--test-threads={}", units_at_once()));
+        }
     }
     let report = cache::target_dir().join("nextest").join(profile).join("junit.xml");
     // A report of before must not be taken for this run's.

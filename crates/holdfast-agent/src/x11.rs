@@ -192,26 +192,70 @@ impl Display {
         Ok(())
     }
 
-    /// Blocks; calls `changed` when the size changed or a window came.
+    /// Blocks; calls `changed` when the size changed or a window came. A browser that has just come takes
+    /// no keys from whoever types in the terminal.
     pub fn watch(&self, mut changed: impl FnMut(&Self)) -> Result<(), Error> {
         self.connection.randr_select_input(self.root, randr::NotifyMask::SCREEN_CHANGE)?;
         let mask = ChangeWindowAttributesAux::new().event_mask(EventMask::PROPERTY_CHANGE);
         self.connection.change_window_attributes(self.root, &mask)?;
         self.connection.flush()?;
         let mut seen: Vec<Window> = Vec::new();
+        let mut came: Vec<Window> = Vec::new();
+        let mut active = None;
         loop {
             match self.connection.wait_for_event()? {
                 Event::RandrScreenChangeNotify(_) => changed(self),
                 Event::PropertyNotify(event) if event.atom == self.atoms._NET_CLIENT_LIST => {
                     let windows = self.windows(self.root, self.atoms._NET_CLIENT_LIST)?;
-                    if windows.iter().any(|window| !seen.contains(window)) {
+                    let new = windows.iter().filter(|window| !seen.contains(window));
+                    came.extend(new.clone());
+                    if new.count() > 0 {
                         changed(self);
                     }
+                    came.retain(|window| windows.contains(window));
                     seen = windows;
+                }
+                Event::PropertyNotify(event) if event.atom == self.atoms._NET_ACTIVE_WINDOW => {
+                    let now = self.windows(self.root, self.atoms._NET_ACTIVE_WINDOW)?;
+                    // Between two windows there may be none.
+                    let Some(now) = now.first().copied().filter(|window| *window != 0) else {
+                        continue;
+                    };
+                    let is_new = came.iter().position(|window| *window == now);
+                    if let Some(at) = is_new {
+                        came.swap_remove(at);
+                        if let Some(before) = active {
+                            // A window may be gone by now.
+                            let _ = self.give_back_keyboard(before, now);
+                        }
+                    }
+                    active = Some(now);
                 }
                 _ => {}
             }
         }
+    }
+
+    /// A browser `now` has the keyboard because it has just come. Where the pointer is still over the
+    /// terminal that had it `before`, somebody works there and gets it back. The window manager cannot tell:
+    /// it knows half a second of what a person did.
+    fn give_back_keyboard(&self, before: Window, now: Window) -> Result<(), Error> {
+        if self.kind(now)? != Some(Place::Browser) || self.kind(before)? != Some(Place::Terminal) {
+            return Ok(());
+        }
+        let pointer = self.connection.query_pointer(self.root)?.reply()?;
+        let terminal = self.connection.get_geometry(before)?.reply()?;
+        let at = self.connection.translate_coordinates(before, self.root, 0, 0)?.reply()?;
+        let within = |point: i16, from: i16, length: u16| {
+            (0..i32::from(length)).contains(&(i32::from(point) - i32::from(from)))
+        };
+        if within(pointer.root_x, at.dst_x, terminal.width)
+            && within(pointer.root_y, at.dst_y, terminal.height)
+        {
+            self.tell(before, self.atoms._NET_ACTIVE_WINDOW, [2, 0, 0, 0, 0])?;
+            self.connection.flush()?;
+        }
+        Ok(())
     }
 
     /// Whether the desktop's terminal is shown.

@@ -33,6 +33,11 @@ const END_DEADLINE: Duration = Duration::from_secs(3);
 const QUIET: [(&str, &str); 3] =
     [("kernel/watchdog", "0"), ("vm/compaction_proactiveness", "0"), ("vm/stat_interval", "30")];
 
+/// Without swap, a guest that runs out of memory reads its programs from disk again and again and answers
+/// nobody for minutes. The multi-generational LRU ends the largest process instead as soon as what was used
+/// in the last second (in ms) cannot be kept. See `admin-guide/mm/multigen_lru` of the kernel.
+const NO_THRASHING: [(&str, &str); 2] = [("enabled", "y"), ("min_ttl_ms", "1000")];
+
 /// Runs as PID 1. Does not return unless the kernel refuses to switch off.
 pub fn main() -> ExitCode {
     if rustix::process::getpid() != Pid::INIT {
@@ -116,6 +121,9 @@ fn prepare() {
     step("/etc/hosts", hosts(name));
     for (key, value) in QUIET {
         step(key, fs::write(Path::new("/proc/sys").join(key), value));
+    }
+    for (key, value) in NO_THRASHING {
+        step(key, fs::write(Path::new("/sys/kernel/mm/lru_gen").join(key), value));
     }
 }
 

@@ -24,10 +24,7 @@ async fn is(api: &Api, session: Uuid, state: &str) -> Result<()> {
         Ok((api.session(session).await?.state == state).then_some(()))
     })
     .await;
-    match waited {
-        Ok(()) => Ok(()),
-        Err(error) => Err(error.context(api.timeline(session).await)),
-    }
+    fixture::explained(waited, api, session).await
 }
 
 /// A shell's job goes on where it was, what was typed and not sent is still on its line, files are

@@ -24,14 +24,19 @@ async fn one_session_through_every_fault() -> Result<()> {
     let machine = Machine::of(&api, session.id).await?;
     fixture::root_script(&api, session.id, "echo kept >/root/marker; sync").await?;
 
-    half_a_handshake(&api, &machine).await.context("half a handshake")?;
-    a_stopped_vmm(&mut server, &api, &machine).await.context("a stopped VMM")?;
-    a_wrong_clock(&api, &machine).await.context("a wrong clock")?;
-    a_hung_agent(&api, &machine).await.context("a hung agent")?;
-    no_memory(&api, &machine).await.context("no memory")?;
-    a_full_disk(&api, &machine).await.context("a full disk")?;
-    a_panic(&api, &machine).await.context("a panic")?;
+    let climbed = every_fault(&mut server, &api, &machine).await;
+    fixture::explained(climbed, &api, session.id).await?;
     server.finish().await
+}
+
+async fn every_fault(server: &mut ServerProcess, api: &Api, machine: &Machine) -> Result<()> {
+    half_a_handshake(api, machine).await.context("half a handshake")?;
+    a_stopped_vmm(server, api, machine).await.context("a stopped VMM")?;
+    a_wrong_clock(api, machine).await.context("a wrong clock")?;
+    a_hung_agent(api, machine).await.context("a hung agent")?;
+    no_memory(api, machine).await.context("no memory")?;
+    a_full_disk(api, machine).await.context("a full disk")?;
+    a_panic(api, machine).await.context("a panic")
 }
 
 /// A machine whose boot is remembered.
@@ -67,10 +72,7 @@ impl Machine {
             Ok(told.then_some(()))
         })
         .await;
-        match told {
-            Ok(()) => Ok(()),
-            Err(error) => Err(error.context(api.timeline(self.session).await)),
-        }
+        fixture::explained(told, api, self.session).await
     }
 }
 

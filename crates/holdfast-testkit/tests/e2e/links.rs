@@ -28,10 +28,7 @@ async fn links(api: &Api, id: Uuid, run: u32, origin: &str) -> Result<(String, S
         let printed = printed.filter(|_| now.run == run).map(str::to_owned);
         Ok(now.url.zip(printed))
     });
-    match waited.await {
-        Ok(found) => Ok(found),
-        Err(error) => Err(error.context(api.timeline(id).await)),
-    }
+    fixture::explained(waited.await, api, id).await
 }
 
 /// The query of a link, decoded as far as these tools encode.

@@ -1,6 +1,8 @@
 //! The X display: whether it can be used, its size, and where windows are. Blocking; call it from a
 //! blocking thread.
 
+use std::time::{Duration, Instant};
+
 use holdfast_agent_api::ScreenSize;
 use x11rb::{
     connection::Connection,
@@ -51,6 +53,9 @@ x11rb::atom_manager! {
 
 /// Share of the desktop's height that is the terminal's, in percent.
 const TERMINAL_PERCENT: u32 = 26;
+/// How long a window that came may ask for the keyboard by itself: one that restores its pages does so again
+/// seconds after it was shown.
+const NEW: Duration = Duration::from_secs(10);
 /// Colour of the desktop behind the windows.
 const BACKGROUND: u32 = 0x0017_1c26;
 
@@ -200,7 +205,7 @@ impl Display {
         self.connection.change_window_attributes(self.root, &mask)?;
         self.connection.flush()?;
         let mut seen: Vec<Window> = Vec::new();
-        let mut came: Vec<Window> = Vec::new();
+        let mut came: Vec<(Window, Instant)> = Vec::new();
         let mut active = None;
         loop {
             match self.connection.wait_for_event()? {
@@ -208,11 +213,12 @@ impl Display {
                 Event::PropertyNotify(event) if event.atom == self.atoms._NET_CLIENT_LIST => {
                     let windows = self.windows(self.root, self.atoms._NET_CLIENT_LIST)?;
                     let new = windows.iter().filter(|window| !seen.contains(window));
-                    came.extend(new.clone());
-                    if new.count() > 0 {
+                    let new: Vec<_> = new.map(|window| (*window, Instant::now())).collect();
+                    came.retain(|(_, at)| at.elapsed() < NEW);
+                    came.extend(&new);
+                    if !new.is_empty() {
                         changed(self);
                     }
-                    came.retain(|window| windows.contains(window));
                     seen = windows;
                 }
                 Event::PropertyNotify(event) if event.atom == self.atoms._NET_ACTIVE_WINDOW => {
@@ -221,13 +227,11 @@ impl Display {
                     let Some(now) = now.first().copied().filter(|window| *window != 0) else {
                         continue;
                     };
-                    let is_new = came.iter().position(|window| *window == now);
-                    if let Some(at) = is_new {
-                        came.swap_remove(at);
-                        if let Some(before) = active {
-                            // A window may be gone by now.
-                            let _ = self.give_back_keyboard(before, now);
-                        }
+                    let is_new =
+                        came.iter().any(|(window, at)| *window == now && at.elapsed() < NEW);
+                    if let Some(before) = active.filter(|_| is_new) {
+                        // A window may be gone by now.
+                        let _ = self.give_back_keyboard(before, now);
                     }
                     active = Some(now);
                 }
@@ -236,7 +240,7 @@ impl Display {
         }
     }
 
-    /// A browser `now` has the keyboard because it has just come. Where the pointer is still over the
+    /// A browser `now` has the keyboard because it came a moment ago. Where the pointer is still over the
     /// terminal that had it `before`, somebody works there and gets it back. The window manager cannot tell:
     /// it knows half a second of what a person did.
     fn give_back_keyboard(&self, before: Window, now: Window) -> Result<(), Error> {

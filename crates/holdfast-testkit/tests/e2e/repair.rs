@@ -1,9 +1,18 @@
 //! What breaks is repaired, and what was lost is said.
 
 use anyhow::{Context as _, Result, ensure};
-use holdfast_testkit::wait;
+use holdfast_testkit::{
+    process::{Options, ServerProcess},
+    rfb::Frame,
+    wait,
+};
 
 use crate::fixture::{self, BOOT, SOON};
+
+/// The colour of the desktop, of the terminal's ground and of the start page's.
+const GROUND: u32 = 0x0017_1c26;
+/// The colour of the terminal's cursor.
+const CURSOR: u32 = 0x00f0_b45a;
 
 /// Kills every process of this name in a guest, and fails when there is none.
 fn kill_all(name: &str) -> String {
@@ -14,31 +23,57 @@ fn kill_all(name: &str) -> String {
     )
 }
 
-/// The guest's own supervisor brings a killed browser and a killed desktop back.
+/// How much of the terminal is its cursor, in pixels: a block of 144, or a frame of 48 without the focus.
+fn cursor(frame: &Frame) -> usize {
+    let terminal = &frame.pixels[frame.pixels.len() / 4 * 3..];
+    terminal.iter().filter(|pixel| **pixel == CURSOR).count()
+}
+
+/// The guest's own supervisor brings a killed browser and a killed desktop back. Whoever types in the terminal
+/// goes on there when a browser comes, after the terminal or again.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_services_of_the_guest_come_back() -> Result<()> {
-    let server = fixture::server().await?;
+    // One that boots starts its browser last.
+    let config = "[vm]\nwarm = false".to_owned();
+    let server = ServerProcess::start(Options { config, ..Options::default() }).await?;
     let api = server.api()?;
-    let session = fixture::ready(&api, "services").await?;
-    let boot = fixture::boot_id(&api, session.id).await?;
-    let names = fixture::root_script(&api, session.id, "cat /proc/[0-9]*/comm | sort -u").await?;
-    let xvnc = names.lines().find(|name| name.contains("vnc")).context(names.clone())?;
-    for name in ["chromium", xvnc] {
-        wait::until(&format!("{name} runs"), BOOT, async || {
-            let ran = api.exec_as(session.id, &["sh", "-c", &kill_all(name)], true).await?;
-            Ok((ran.code == 0).then_some(()))
+    let id = fixture::ready(&api, "services").await?.id;
+    let boot = fixture::boot_id(&api, id).await?;
+    let shows = async |what: &str, asked: fn(&Frame) -> bool| {
+        fixture::shows(&api, id, what, BOOT, asked).await.map(drop)
+    };
+    let kill = async |name: &str| fixture::root_script(&api, id, &kill_all(name)).await.map(drop);
+
+    shows("a terminal", |frame| cursor(frame) > 40).await?;
+    let (mut viewer, _closed) = fixture::desktop(&api, id).await?;
+    viewer.click(viewer.width / 2, viewer.height / 10 * 9).await?;
+    for typed in ["first", "again"] {
+        shows("a terminal that has the focus", |frame| cursor(frame) > 80).await?;
+        // Its bars are a tenth of the picture; its page is white at first.
+        let is_there = |frame: &Frame| (0.8..0.95).contains(&frame.share(GROUND));
+        shows("a browser with its page", is_there).await?;
+        shows("a terminal that still has the focus", |frame| cursor(frame) > 80).await?;
+        viewer.type_text(&format!("touch {typed}\n")).await?;
+        wait::until("what was typed is done", SOON, async || {
+            let made = api.exec(id, &["test", "-e", &format!("/home/user/{typed}")]).await?;
+            Ok((made.code == 0).then_some(()))
         })
         .await?;
-        wait::until(&format!("the desktop is back after {name} was killed"), BOOT, async || {
-            let Ok((mut viewer, _)) = fixture::desktop(&api, session.id).await else {
-                return Ok(None);
-            };
-            Ok(viewer.frame().await.ok().filter(|frame| !frame.is_blank()))
-        })
-        .await?;
+        kill("chromium").await?;
+        shows("no browser", |frame| frame.share(GROUND) > 0.95).await?;
     }
-    api.ready(session.id, BOOT).await?;
-    ensure!(fixture::boot_id(&api, session.id).await? == boot, "the guest was booted again");
+
+    let names = fixture::root_script(&api, id, "cat /proc/[0-9]*/comm | sort -u").await?;
+    kill(names.lines().find(|name| name.contains("vnc")).context(names.clone())?).await?;
+    wait::until("the desktop is back", BOOT, async || {
+        let Ok((mut viewer, _)) = fixture::desktop(&api, id).await else {
+            return Ok(None);
+        };
+        Ok(viewer.frame().await.ok().filter(|frame| !frame.is_blank()))
+    })
+    .await?;
+    api.ready(id, BOOT).await?;
+    ensure!(fixture::boot_id(&api, id).await? == boot, "the guest was booted again");
     server.finish().await
 }
 

@@ -19,6 +19,8 @@ const MACHINES: usize = 4;
 const MINUTES: u64 = 15;
 /// Time between looks at everything.
 const LOOK: Duration = Duration::from_secs(10);
+/// When everybody is there.
+const SETTLED: Duration = Duration::from_secs(30);
 /// Most that the server's memory may grow by once everybody is there, in KiB.
 const GROWTH_KIB: u64 = 64 * 1024;
 
@@ -34,38 +36,31 @@ async fn four_machines_for_a_long_time() -> Result<()> {
     let pid = server.pid().context("the server runs")?;
     let names = (0..MACHINES).map(|number| format!("soak {number}"));
     let sessions = try_join_all(names.map(async |name| fixture::ready(&api, &name).await)).await?;
-    let mut people = Vec::new();
-    for session in &sessions {
-        people.push(Person {
-            session: session.id,
-            boot: fixture::boot_id(&api, session.id).await?,
-            events: events(&api, session.id).await?,
-            viewer: Watcher::start(&api, session.id),
-            terminal: fixture::terminal(&api, session.id, "soak").await?,
-        });
-    }
-    let (began, until) = (Instant::now(), Duration::from_secs(60 * minutes));
-    let mut memory = None;
-    for round in 1_u32.. {
-        for person in &mut people {
-            person.is_undisturbed(&api, round).await?;
-        }
-        // Buffers of the first pictures belong to it.
-        let first = *memory.get_or_insert(resident_kib(pid)?);
+    let until = Instant::now() + Duration::from_secs(60 * minutes);
+    // Side by side: a terminal that nobody reads from is let go.
+    let people = try_join_all(sessions.iter().map(async |session| {
+        let mut person = Person::arrives(&api, session.id).await?;
+        person.stays(&api, until).await?;
+        Ok(person.viewer.seen().pictures)
+    }));
+    let (pictures, grown) = tokio::try_join!(people, does_not_grow(pid, until))?;
+    eprintln!("{minutes} min: {} pictures, server {grown}", pictures.iter().sum::<u64>());
+    server.finish().await
+}
+
+/// The server's memory stays as it is once everybody is there; answers what it was and became.
+async fn does_not_grow(pid: u32, until: Instant) -> Result<String> {
+    // Buffers of the first pictures belong to it.
+    tokio::time::sleep(SETTLED).await;
+    let first = resident_kib(pid)?;
+    loop {
         let now = resident_kib(pid)?;
         ensure!(now < first + GROWTH_KIB, "the server grew from {first} to {now} KiB");
-        if began.elapsed() >= until {
-            let pictures: u64 = people.iter().map(|person| person.viewer.seen().pictures).sum();
-            eprintln!(
-                "{:?}: {pictures} pictures, {round} rounds, server {first} to {now} KiB",
-                began.elapsed()
-            );
-            break;
+        if Instant::now() >= until {
+            return Ok(format!("{first} to {now} KiB"));
         }
-        try_join_all(people.iter_mut().map(|person| person.terminal.stay(LOOK))).await?;
+        tokio::time::sleep(LOOK).await;
     }
-    drop(people);
-    server.finish().await
 }
 
 struct Person {
@@ -77,6 +72,27 @@ struct Person {
 }
 
 impl Person {
+    async fn arrives(api: &Api, session: Uuid) -> Result<Self> {
+        Ok(Self {
+            session,
+            boot: fixture::boot_id(api, session).await?,
+            events: events(api, session).await?,
+            viewer: Watcher::start(api, session),
+            terminal: fixture::terminal(api, session, "soak").await?,
+        })
+    }
+
+    async fn stays(&mut self, api: &Api, until: Instant) -> Result<()> {
+        for round in 1_u32.. {
+            self.is_undisturbed(api, round).await?;
+            if Instant::now() >= until {
+                break;
+            }
+            self.terminal.stay(LOOK).await?;
+        }
+        Ok(())
+    }
+
     async fn is_undisturbed(&mut self, api: &Api, round: u32) -> Result<()> {
         let id = self.session;
         self.viewer.sees(Instant::now(), SOON).await?;

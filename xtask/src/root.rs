@@ -6,6 +6,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    path::PathBuf,
     process::Command,
 };
 
@@ -84,9 +85,19 @@ pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
+/// The path of a running program, also when building the workspace has replaced it: Linux marks the path of a
+/// file that is no more (proc(5), `/proc/pid/exe`).
+fn where_it_was(exe: PathBuf) -> PathBuf {
+    match exe.to_str().and_then(|path| path.strip_suffix(" (deleted)")) {
+        Some(path) if !exe.exists() => path.into(),
+        _ => exe,
+    }
+}
+
 /// This program, to be run as root. `why` is told to the person who may be asked for a password.
 pub(crate) fn myself(why: &str) -> Result<Command> {
     let myself = std::env::current_exe().context("the path of this program cannot be read")?;
+    let myself = where_it_was(myself);
     let rights = Rights::now();
     rights.check(why)?;
     let mut env: Vec<(OsString, OsString)> = KEPT
@@ -127,6 +138,12 @@ mod tests {
         let refused = Rights::None.check("running VMs").expect_err("refused").to_string();
         assert!(refused.starts_with("running VMs needs root"), "{refused}");
         assert!(refused.contains("install sudo") && !refused.contains('\n'), "{refused}");
+    }
+
+    #[test]
+    fn a_program_that_was_built_again_is_where_it_was() {
+        assert_eq!(where_it_was("/x/xtask (deleted)".into()), PathBuf::from("/x/xtask"));
+        assert_eq!(where_it_was("/x/xtask".into()), PathBuf::from("/x/xtask"));
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl Identity {
             Some(stat) if stat.start_ticks != self.start_ticks => {
                 gone("its process id belongs to another process now")
             }
-            Some(Stat { state: 'Z' | 'X', .. }) => gone("it is dead"),
+            Some(Stat { state: 'Z' | 'X', threads: ..=1, .. }) => gone("it is dead"),
             Some(stat) => Ok(Alive::Yes { stopped: matches!(stat.state, 'T' | 't') }),
         }
     }
@@ -114,7 +114,7 @@ impl Identity {
 
     /// How it ended, while it is a child of this server that nobody has reaped.
     pub(super) fn ended(&self) -> Option<ExitStatus> {
-        let dead = matches!(Stat::read(self.pid), Ok(Some(Stat { state: 'Z', start_ticks }))
+        let dead = matches!(Stat::read(self.pid), Ok(Some(Stat { state: 'Z', start_ticks, .. }))
             if start_ticks == self.start_ticks);
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let status = waitid(WaitId::Pid(self.raw()), options).ok().flatten().filter(|_| dead)?;
@@ -134,7 +134,9 @@ impl Identity {
 }
 
 struct Stat {
+    /// Of the first thread. It can be dead while others go on: such a process has not ended.
     state: char,
+    threads: u32,
     start_ticks: u64,
 }
 
@@ -157,9 +159,10 @@ impl Stat {
         let (_, fields) = text.rsplit_once(") ")?;
         let mut fields = fields.split(' ');
         let state = fields.next()?.chars().next()?;
-        // Field 22, and `state` was field 3.
-        let start_ticks = fields.nth(18)?.parse().ok()?;
-        Some(Self { state, start_ticks })
+        // Fields 20 and 22, and `state` was field 3.
+        let threads = fields.nth(16)?.parse().ok()?;
+        let start_ticks = fields.nth(1)?.parse().ok()?;
+        Some(Self { state, threads, start_ticks })
     }
 }
 
@@ -213,9 +216,35 @@ mod tests {
 
     #[test]
     fn names_with_parentheses_do_not_confuse() {
-        let text = "7 (a) (b) R) S 1 7 7 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 4711 9 9 9";
+        let text = "7 (a) (b) R) S 1 7 7 0 -1 4 1 2 3 4 5 6 7 8 20 0 3 0 4711 9 9 9";
         let stat = Stat::parse(text).unwrap();
-        assert_eq!((stat.state, stat.start_ticks), ('S', 4711));
+        assert_eq!((stat.state, stat.threads, stat.start_ticks), ('S', 3, 4711));
+    }
+
+    #[test]
+    fn it_lives_as_long_as_any_of_its_threads() {
+        const SYS_EXIT: i64 = 60;
+        let script = format!(
+            "import ctypes, sys, threading\n\
+             threading.Thread(target=sys.stdin.read).start()\n\
+             ctypes.CDLL(None).syscall({SYS_EXIT}, 0)"
+        );
+        let mut command = std::process::Command::new("python3");
+        let mut child =
+            command.args(["-c", &script]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let identity = Identity::of(child.id() as i32).unwrap();
+        let deadline = std::time::Instant::now() + KILL_DEADLINE;
+        while Stat::read(identity.pid).unwrap().unwrap().state != 'Z' {
+            assert!(std::time::Instant::now() < deadline, "its first thread goes on");
+            std::thread::yield_now();
+        }
+        assert_eq!(identity.alive().unwrap(), Alive::Yes { stopped: false });
+        assert_eq!(identity.ended(), None);
+        drop(child.stdin.take());
+        let all = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(identity.raw()), all).unwrap();
+        assert!(matches!(identity.alive().unwrap(), Alive::No { .. }));
+        child.wait().unwrap();
     }
 
     #[test]

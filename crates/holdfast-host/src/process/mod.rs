@@ -256,11 +256,14 @@ impl Processes {
     }
 
     fn last_words(dir: &VmDir, identity: &Identity, fallback: &str) -> String {
-        let exit: Option<Exit> = files::read_json(&dir.file(EXIT)).ok().flatten();
-        let how = exit
-            .filter(|exit| exit.identity == *identity)
-            .map(|exit| exit.why)
+        let kept = || {
+            let exit: Option<Exit> = files::read_json(&dir.file(EXIT)).ok().flatten();
+            exit.filter(|exit| exit.identity == *identity).map(|exit| exit.why)
+        };
+        // Kept, then reaped: what is not there before a look at the process may be there after it.
+        let how = kept()
             .or_else(|| identity.ended().map(|status| status.to_string()))
+            .or_else(kept)
             .unwrap_or_else(|| fallback.to_owned());
         let mut why = format!("the VMM ended ({how})");
         let said = files::tail(&dir.file(VMM_LOG), 600).unwrap_or_default();

@@ -1,7 +1,10 @@
 //! The X display: whether it can be used, its size, and where windows are. Blocking; call it from a
 //! blocking thread.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use holdfast_agent_api::ScreenSize;
 use x11rb::{
@@ -204,22 +207,21 @@ impl Display {
         let mask = ChangeWindowAttributesAux::new().event_mask(EventMask::PROPERTY_CHANGE);
         self.connection.change_window_attributes(self.root, &mask)?;
         self.connection.flush()?;
-        let mut seen: Vec<Window> = Vec::new();
-        let mut came: Vec<(Window, Instant)> = Vec::new();
+        let mut came: HashMap<Window, Instant> = HashMap::new();
         let mut active = None;
         loop {
             match self.connection.wait_for_event()? {
                 Event::RandrScreenChangeNotify(_) => changed(self),
                 Event::PropertyNotify(event) if event.atom == self.atoms._NET_CLIENT_LIST => {
                     let windows = self.windows(self.root, self.atoms._NET_CLIENT_LIST)?;
-                    let new = windows.iter().filter(|window| !seen.contains(window));
-                    let new: Vec<_> = new.map(|window| (*window, Instant::now())).collect();
-                    came.retain(|(_, at)| at.elapsed() < NEW);
-                    came.extend(&new);
-                    if !new.is_empty() {
+                    came.retain(|window, _| windows.contains(window));
+                    let known = came.len();
+                    for window in windows {
+                        came.entry(window).or_insert_with(Instant::now);
+                    }
+                    if came.len() > known {
                         changed(self);
                     }
-                    seen = windows;
                 }
                 Event::PropertyNotify(event) if event.atom == self.atoms._NET_ACTIVE_WINDOW => {
                     let now = self.windows(self.root, self.atoms._NET_ACTIVE_WINDOW)?;
@@ -227,8 +229,7 @@ impl Display {
                     let Some(now) = now.first().copied().filter(|window| *window != 0) else {
                         continue;
                     };
-                    let is_new =
-                        came.iter().any(|(window, at)| *window == now && at.elapsed() < NEW);
+                    let is_new = came.get(&now).is_some_and(|at| at.elapsed() < NEW);
                     if let Some(before) = active.filter(|_| is_new) {
                         // A window may be gone by now.
                         let _ = self.give_back_keyboard(before, now);

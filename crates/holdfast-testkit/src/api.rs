@@ -175,10 +175,7 @@ impl Api {
                 _ => Ok(None),
             }
         });
-        match waited.await {
-            Ok(session) => Ok(session),
-            Err(error) => Err(error.context(self.timeline(id).await)),
-        }
+        self.explained(id, waited.await).await
     }
 
     /// Waits until a session has ended and answers 410.
@@ -188,8 +185,13 @@ impl Api {
             let answer = self.get(&format!("/api/sessions/{id}")).await?;
             if answer.status == 410 { answer.json(410).map(Some) } else { Ok(None) }
         });
-        match waited.await {
-            Ok(problem) => Ok(problem),
+        self.explained(id, waited.await).await
+    }
+
+    /// Adds a session's timeline to what went wrong with it.
+    pub async fn explained<T>(&self, id: Uuid, result: Result<T>) -> Result<T> {
+        match result {
+            Ok(value) => Ok(value),
             Err(error) => Err(error.context(self.timeline(id).await)),
         }
     }

@@ -30,13 +30,17 @@ const END_DEADLINE: Duration = Duration::from_secs(3);
 
 /// What ticks in an idle guest for no use of it: looks for processors that hang, compaction before
 /// anybody asks for it, and counters of memory brought up to date every second.
-const QUIET: [(&str, &str); 3] =
-    [("kernel/watchdog", "0"), ("vm/compaction_proactiveness", "0"), ("vm/stat_interval", "30")];
+const QUIET: [(&str, &str); 3] = [
+    ("/proc/sys/kernel/watchdog", "0"),
+    ("/proc/sys/vm/compaction_proactiveness", "0"),
+    ("/proc/sys/vm/stat_interval", "30"),
+];
 
 /// Without swap, a guest that runs out of memory reads its programs from disk again and again and answers
 /// nobody for minutes. The multi-generational LRU ends the largest process instead as soon as what was used
 /// in the last second (in ms) cannot be kept. See `admin-guide/mm/multigen_lru` of the kernel.
-const NO_THRASHING: [(&str, &str); 2] = [("enabled", "y"), ("min_ttl_ms", "1000")];
+const NO_THRASHING: [(&str, &str); 2] =
+    [("/sys/kernel/mm/lru_gen/enabled", "y"), ("/sys/kernel/mm/lru_gen/min_ttl_ms", "1000")];
 
 /// Runs as PID 1. Does not return unless the kernel refuses to switch off.
 pub fn main() -> ExitCode {
@@ -119,11 +123,8 @@ fn prepare() {
         None => say("no `holdfast.net=` on the kernel's command line: no network"),
     }
     step("/etc/hosts", hosts(name));
-    for (key, value) in QUIET {
-        step(key, fs::write(Path::new("/proc/sys").join(key), value));
-    }
-    for (key, value) in NO_THRASHING {
-        step(key, fs::write(Path::new("/sys/kernel/mm/lru_gen").join(key), value));
+    for (path, value) in QUIET.into_iter().chain(NO_THRASHING) {
+        step(path, fs::write(path, value));
     }
 }
 

@@ -141,10 +141,10 @@ async fn stopped_services_stay_so_over_a_restart_of_the_supervisor() {
         entry(board, "server").state == ServiceState::Running
     })
     .await;
-    assert_ne!(entry(&board, "server").pid, server);
+    let leader = entry(&board, "server").pid;
+    assert_ne!(leader, server);
     assert_eq!(entry(&board, "client").state, ServiceState::Stopped);
     // While it begins another program, its environment is empty for a moment.
-    let leader = entry(&board, "server").pid;
     assert_eq!(census::find(&rig.guest.mark("service-server"), leader), Vec::from_iter(leader));
 
     assert!(supervisor.order("client", Order::Start).await.expect("kept"));

@@ -102,7 +102,7 @@ async fn fails(api: &Api, session: &Session, text: &str) -> Result<String> {
         Ok((now.state == "failed").then_some(now))
     })
     .await;
-    let failed = fixture::explained(failed, api, id).await?;
+    let failed = api.explained(id, failed).await?;
     let why = failed.detail.unwrap_or_default();
     ensure!(why.contains(text), "{why:?} does not say {text:?}");
     reads_well(&why)?;
@@ -208,6 +208,7 @@ async fn starts_that_fail_beside_a_session_in_use() -> Result<()> {
     images.restore()?;
     let mut server = ServerProcess::start_on_disk(images.options(), 256).await?;
     let api = server.api()?;
+    a_nearly_full_disk(&server, &api).await.context("a nearly full disk")?;
     let other = fixture::ready(&api, "in use").await?;
     let boot = fixture::boot_id(&api, other.id).await?;
     let goes_on = async || {
@@ -220,7 +221,7 @@ async fn starts_that_fail_beside_a_session_in_use() -> Result<()> {
     goes_on().await?;
     a_vmm_killed_while_booting(&mut server, &api).await.context("a VMM killed while booting")?;
     goes_on().await?;
-    a_full_disk(&server, &api).await.context("a full disk")?;
+    a_full_disk(&server, &api, &other).await.context("a full disk")?;
     goes_on().await?;
     a_disk_filled_in_use(&server, &api, &other).await.context("a disk filled in use")?;
     goes_on().await?;
@@ -272,16 +273,25 @@ async fn a_vmm_killed_while_booting(server: &mut ServerProcess, api: &Api) -> Re
 }
 
 /// A session that finds no room on the disk fails and gives back what it took; it can be ended all the same.
-async fn a_full_disk(server: &ServerProcess, api: &Api) -> Result<()> {
+async fn a_full_disk(server: &ServerProcess, api: &Api, in_use: &Session) -> Result<()> {
     let full = Filler::fill(server)?;
     let session = api.create(&fixture::named("full")).await?;
-    fails(api, &session, "no space is left for making the di").await?;
+    fails(api, &session, "no space is left for making the d").await?;
     goes(api, &session).await?;
     drop(full);
-    // In the middle: the disk's own file is begun and finds no end, unless the machine in use took the rest.
+    // It stood still if it wrote meanwhile, which a probe finds.
+    wait::until("the machine in use answers", SOON, async || {
+        Ok(fixture::boot_id(api, in_use.id).await.ok())
+    })
+    .await
+    .map(drop)
+}
+
+/// In the middle: the disk's own file is begun and finds no end. A machine in use would take the rest before.
+async fn a_nearly_full_disk(server: &ServerProcess, api: &Api) -> Result<()> {
     let full = Filler::leave(server, 1 << 20)?;
     let session = api.create(&fixture::named("nearly full")).await?;
-    let why = fails(api, &session, "no space is left for making the di").await?;
+    let why = fails(api, &session, "no space is left for making the disk ").await?;
     ensure!(!why.contains("mke2fs"), "{why}");
     goes(api, &session).await?;
     drop(full);
@@ -332,9 +342,15 @@ impl Filler {
     fn leave(server: &ServerProcess, bytes: u64) -> Result<Self> {
         let filler = Self(server.state_dir().with_file_name("fill"));
         let file = fs::File::create(&filler.0)?;
-        let disk = rustix::fs::fstatvfs(&file)?;
-        let take = (disk.f_bfree * disk.f_frsize).saturating_sub(bytes);
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, take)?;
+        loop {
+            let disk = rustix::fs::fstatvfs(&file)?;
+            let take = (disk.f_bfree * disk.f_frsize).saturating_sub(bytes);
+            match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, take) {
+                // A guest took some of it meanwhile.
+                Err(rustix::io::Errno::NOSPC) => file.set_len(0)?,
+                taken => break taken?,
+            }
+        }
         Ok(filler)
     }
 }

@@ -105,14 +105,6 @@ pub(crate) async fn root_script(api: &Api, session: Uuid, script: &str) -> Resul
     Ok(ran.stdout)
 }
 
-/// Adds a session's timeline to what went wrong with it.
-pub(crate) async fn explained<T>(result: Result<T>, api: &Api, session: Uuid) -> Result<T> {
-    match result {
-        Ok(value) => Ok(value),
-        Err(error) => Err(error.context(api.timeline(session).await)),
-    }
-}
-
 /// The VMM's process of the only VM of this server.
 pub(crate) fn vmm(server: &mut ServerProcess) -> Result<rustix::process::Pid> {
     let own = server.pid();

@@ -24,7 +24,7 @@ async fn is(api: &Api, session: Uuid, state: &str) -> Result<()> {
         Ok((api.session(session).await?.state == state).then_some(()))
     })
     .await;
-    fixture::explained(waited, api, session).await
+    api.explained(session, waited).await
 }
 
 /// A shell's job goes on where it was, what was typed and not sent is still on its line, files are

@@ -24,19 +24,14 @@ async fn one_session_through_every_fault() -> Result<()> {
     let machine = Machine::of(&api, session.id).await?;
     fixture::root_script(&api, session.id, "echo kept >/root/marker; sync").await?;
 
-    let climbed = every_fault(&mut server, &api, &machine).await;
-    fixture::explained(climbed, &api, session.id).await?;
+    half_a_handshake(&api, &machine).await.context("half a handshake")?;
+    a_stopped_vmm(&mut server, &api, &machine).await.context("a stopped VMM")?;
+    a_wrong_clock(&api, &machine).await.context("a wrong clock")?;
+    a_hung_agent(&api, &machine).await.context("a hung agent")?;
+    no_memory(&api, &machine).await.context("no memory")?;
+    a_full_disk(&api, &machine).await.context("a full disk")?;
+    a_panic(&api, &machine).await.context("a panic")?;
     server.finish().await
-}
-
-async fn every_fault(server: &mut ServerProcess, api: &Api, machine: &Machine) -> Result<()> {
-    half_a_handshake(api, machine).await.context("half a handshake")?;
-    a_stopped_vmm(server, api, machine).await.context("a stopped VMM")?;
-    a_wrong_clock(api, machine).await.context("a wrong clock")?;
-    a_hung_agent(api, machine).await.context("a hung agent")?;
-    no_memory(api, machine).await.context("no memory")?;
-    a_full_disk(api, machine).await.context("a full disk")?;
-    a_panic(api, machine).await.context("a panic")
 }
 
 /// A machine whose boot is remembered.
@@ -72,7 +67,7 @@ impl Machine {
             Ok(told.then_some(()))
         })
         .await;
-        fixture::explained(told, api, self.session).await
+        api.explained(self.session, told).await
     }
 }
 
@@ -185,12 +180,12 @@ async fn no_memory(api: &Api, machine: &Machine) -> Result<()> {
     let kills = "sed -n \"s/^oom_kill //p\" /proc/vmstat";
     let before = fixture::root_script(api, id, kills).await?;
     soon(api, id, "tail /dev/zero").await?;
-    wait::until("the kernel ended something", BOOT, async || {
+    let ended = wait::until("the kernel ended something", BOOT, async || {
         // A guest that has no memory answers late, or not at all.
         let Ok(now) = fixture::root_script(api, id, kills).await else { return Ok(None) };
         Ok((now != before).then_some(()))
-    })
-    .await?;
+    });
+    api.explained(id, ended.await).await?;
     machine.is_the_same(api).await
 }
 

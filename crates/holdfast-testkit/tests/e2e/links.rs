@@ -28,7 +28,7 @@ async fn links(api: &Api, id: Uuid, run: u32, origin: &str) -> Result<(String, S
         let printed = printed.filter(|_| now.run == run).map(str::to_owned);
         Ok(now.url.zip(printed))
     });
-    fixture::explained(waited.await, api, id).await
+    api.explained(id, waited.await).await
 }
 
 /// The query of a link, decoded as far as these tools encode.

@@ -99,7 +99,7 @@ async fn a_killed_vmm_is_booted_again_on_its_disk() -> Result<()> {
         let Ok(now) = fixture::boot_id(&api, session.id).await else { return Ok(None) };
         Ok((now != boot).then_some(()))
     });
-    fixture::explained(booted.await, &api, session.id).await?;
+    api.explained(session.id, booted.await).await?;
     api.ready(session.id, BOOT).await?;
     let after = api.vm(session.id).await?;
     ensure!(after.vm_id == before.vm_id, "another VM took its place");

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use futures::future::try_join_all;
 use holdfast_testkit::{api::Api, terminal::Terminal};
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::{
@@ -19,8 +20,6 @@ const MACHINES: usize = 4;
 const MINUTES: u64 = 15;
 /// Time between looks at everything.
 const LOOK: Duration = Duration::from_secs(10);
-/// When everybody is there.
-const SETTLED: Duration = Duration::from_secs(30);
 /// Most that the server's memory may grow by once everybody is there, in KiB.
 const GROWTH_KIB: u64 = 64 * 1024;
 
@@ -37,21 +36,27 @@ async fn four_machines_for_a_long_time() -> Result<()> {
     let names = (0..MACHINES).map(|number| format!("soak {number}"));
     let sessions = try_join_all(names.map(async |name| fixture::ready(&api, &name).await)).await?;
     let until = Instant::now() + Duration::from_secs(60 * minutes);
+    let arrived = Semaphore::new(0);
     // Side by side: a terminal that nobody reads from is let go.
     let people = try_join_all(sessions.iter().map(async |session| {
         let mut person = Person::arrives(&api, session.id).await?;
+        person.is_undisturbed(&api, 0).await?;
+        arrived.add_permits(1);
         person.stays(&api, until).await?;
         Ok(person.viewer.seen().pictures)
     }));
-    let (pictures, grown) = tokio::try_join!(people, does_not_grow(pid, until))?;
+    let server_stays = async {
+        // Buffers of the first pictures belong to it.
+        let _all = arrived.acquire_many(MACHINES as u32).await?;
+        does_not_grow(pid, until).await
+    };
+    let (pictures, grown) = tokio::try_join!(people, server_stays)?;
     eprintln!("{minutes} min: {} pictures, server {grown}", pictures.iter().sum::<u64>());
     server.finish().await
 }
 
-/// The server's memory stays as it is once everybody is there; answers what it was and became.
+/// The server's memory stays as it is now; answers what it was and became.
 async fn does_not_grow(pid: u32, until: Instant) -> Result<String> {
-    // Buffers of the first pictures belong to it.
-    tokio::time::sleep(SETTLED).await;
     let first = resident_kib(pid)?;
     loop {
         let now = resident_kib(pid)?;

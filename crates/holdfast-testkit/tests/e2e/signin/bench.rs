@@ -184,12 +184,8 @@ impl Bench {
             }
             Ok(None)
         });
-        match waited.await {
-            Ok(found) => Ok(found),
-            Err(error) => Err(error
-                .context(format!("the provider was asked:\n  {}", self.provider.log()))
-                .context(self.api.timeline(id).await)),
-        }
+        let asked = || format!("the provider was asked:\n  {}", self.provider.log());
+        self.api.explained(id, waited.await.with_context(asked)).await
     }
 
     /// Waits until the desktop shows a page of this colour, or no such page any more.

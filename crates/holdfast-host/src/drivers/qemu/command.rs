@@ -207,7 +207,9 @@ fn machine(line: &mut Line, accel: Accel, translated_mib: u32) {
         }
         Accel::Tcg => {
             line.arg("-accel", format!("tcg,thread=multi,tb-size={translated_mib}"));
-            line.arg("-cpu", "max");
+            // A string instruction is translated to a loop over its elements. Told that the one over bytes is
+            // fast (ERMS), kernel and libc would clear and copy pages byte by byte instead of by words.
+            line.arg("-cpu", "max,erms=off");
         }
     }
 }

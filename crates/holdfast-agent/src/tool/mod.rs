@@ -3,6 +3,7 @@
 //!
 //! One run at a time. What belongs to a run (its link, its token, its processes) ends with it.
 
+mod choice;
 mod collect;
 mod haste;
 mod link;

@@ -21,7 +21,9 @@ use tokio::{
 };
 
 use super::{
-    Taken, collect,
+    Taken,
+    choice::{Choice, Considered},
+    collect,
     haste::Haste,
     link,
     link::Worth,
@@ -114,9 +116,7 @@ impl Run {
             found: Arc::clone(&found),
             redactor: Redactor::default(),
             answered: HashSet::new(),
-            seen: HashSet::new(),
-            best: None,
-            released: None,
+            links: Choice::default(),
             haste: Haste::of(None),
             opening: JoinSet::new(),
             typed_at: None,
@@ -184,13 +184,6 @@ impl Run {
     }
 }
 
-struct Candidate {
-    url: String,
-    source: LinkSource,
-    rank: usize,
-    since: Instant,
-}
-
 struct Task {
     guest: Guest,
     request: Arc<ToolRequest>,
@@ -205,11 +198,7 @@ struct Task {
     redactor: Redactor,
     /// Prompts that were answered.
     answered: HashSet<usize>,
-    /// Links that were looked at.
-    seen: HashSet<String>,
-    best: Option<Candidate>,
-    /// The link that is the run's in its status.
-    released: Option<String>,
+    links: Choice,
     haste: Haste,
     /// Links on their way to the browser; given up when another run takes the place of this one.
     opening: JoinSet<()>,
@@ -403,7 +392,8 @@ impl Task {
         match missing {
             None if exit.is_some() || stable => return Some(Outcome::Succeeded),
             Some(why) if exit.is_some() => {
-                let without = if self.released.is_none() { " and showed no link" } else { "" };
+                let without =
+                    if self.links.released().is_none() { " and showed no link" } else { "" };
                 let command = self.request.command.first().map_or("", String::as_str);
                 return Some(Outcome::Failed { why: format!("`{command}` ended{without}: {why}") });
             }
@@ -414,7 +404,7 @@ impl Task {
             return Some(Outcome::Expired);
         }
         let link_deadline = Duration::from_millis(self.request.link_deadline_ms);
-        (self.released.is_none() && elapsed > link_deadline).then(|| Outcome::Failed {
+        (self.links.released().is_none() && elapsed > link_deadline).then(|| Outcome::Failed {
             why: format!("the tool showed no link within {} s", link_deadline.as_secs_f64()),
         })
     }
@@ -442,70 +432,24 @@ impl Task {
 
     /// Weighs a link against the best so far.
     fn consider(&mut self, url: &str, source: LinkSource) {
-        if source != LinkSource::Browser && self.seen.contains(url) {
-            return;
-        }
-        if self.seen.len() < 1024 {
-            self.seen.insert(url.to_owned());
-        }
-        let rank = match self.compiled.links.worth(url) {
-            Worth::Rank(rank) => rank,
-            Worth::Refused(why) => {
-                let line = format!("{}: {why}", printable(url));
-                self.change(|status| {
-                    if status.refused_links.len() < 16 && !status.refused_links.contains(&line) {
-                        status.refused_links.push(line);
-                    }
-                });
-                return;
-            }
-            Worth::PassedOver => {
-                // The tool wants it opened, although it is not the one to sign in with.
-                let ignored = source != LinkSource::Browser;
-                if !ignored {
-                    self.open_in_browser(url.to_owned());
+        let now = Instant::now().into_std();
+        match self.links.consider(&self.compiled.links, url, source, now) {
+            Considered::Weighed => {}
+            Considered::OnlyOpened => self.open_in_browser(url.to_owned()),
+            Considered::Refused(line) => self.change(|status| {
+                if status.refused_links.len() < 16 && !status.refused_links.contains(&line) {
+                    status.refused_links.push(line);
                 }
-                return;
-            }
-        };
-        let order = |source| match source {
-            LinkSource::Browser => 0,
-            LinkSource::Hyperlink => 1,
-            LinkSource::Output => 2,
-        };
-        let better = self.best.as_ref().is_none_or(|best| {
-            let (old, new) = ((best.rank, order(best.source)), (rank, order(source)));
-            // A printed link that went on, or one that the tool made anew.
-            let longer = url.starts_with(&best.url) && url.len() > best.url.len();
-            let renewed = self.compiled.links.is_selective() && url != best.url;
-            new < old && url != best.url || new == old && (longer || renewed)
-        });
-        if better {
-            let since = self.best.as_ref().map_or_else(Instant::now, |best| best.since);
-            self.best = Some(Candidate { url: url.to_owned(), source, rank, since });
-        } else if let Some(best) = self.best.as_mut().filter(|best| best.url == url)
-            && order(source) < order(best.source)
-        {
-            best.source = source;
+            }),
         }
     }
 
     /// Makes the best link the run's, once nothing better is to be waited for.
     fn release_link(&mut self) {
-        let Some(best) = &self.best else { return };
         let settle = Duration::from_millis(self.request.link.settle_ms);
-        if self.released.as_deref() == Some(&best.url)
-            || (best.rank > 0 && best.since.elapsed() < settle)
-        {
-            return;
-        }
-        let link = Link {
-            url: best.url.clone(),
-            source: best.source,
-            caught_at: Timestamp::now(),
-            opened: false,
-        };
-        self.released = Some(best.url.clone());
+        let now = Instant::now().into_std();
+        let Some((url, source)) = self.links.release(settle, now) else { return };
+        let link = Link { url, source, caught_at: Timestamp::now(), opened: false };
         self.haste.end();
         let wants_input = self.request.flow == Flow::PasteCode && self.typed_at.is_none();
         self.change(|status| {
@@ -517,7 +461,7 @@ impl Task {
     }
 
     fn wants_input(&self, text: &str) -> bool {
-        if self.request.flow != Flow::PasteCode || self.released.is_none() {
+        if self.request.flow != Flow::PasteCode || self.links.released().is_none() {
             return false;
         }
         let Some(typed_at) = self.typed_at else { return true };
@@ -529,8 +473,8 @@ impl Task {
     }
 
     fn open_link(&mut self) {
-        if let Some(url) = self.released.clone() {
-            self.open_in_browser(url);
+        if let Some(url) = self.links.released() {
+            self.open_in_browser(url.to_owned());
         }
     }
 
@@ -598,13 +542,6 @@ impl Task {
             changed
         });
     }
-}
-
-/// A link as it can be shown: short and without control characters.
-fn printable(url: &str) -> String {
-    let clean: String =
-        url.chars().take(200).map(|c| if c.is_control() { '?' } else { c }).collect();
-    if url.chars().count() > 200 { clean + "..." } else { clean }
 }
 
 async fn type_keys(mut writer: OwnedWritePty, mut keys: mpsc::Receiver<Vec<u8>>) {

@@ -50,6 +50,8 @@ pub struct ControlConfig {
     pub pool_memory_mib: u32,
     /// Processors of a VM in the pool.
     pub pool_vcpus: u8,
+    /// Processors of this host.
+    pub processors: usize,
     /// Time between health probes of a session that is well.
     pub probe_interval: Duration,
     /// Patience with a VM that does not answer.
@@ -105,6 +107,7 @@ impl Default for ControlConfig {
             pool_max: 0,
             pool_memory_mib: 2048,
             pool_vcpus: 2,
+            processors: 16,
             probe_interval: Duration::from_secs(10),
             patience: Patience::default(),
             step_deadline: Duration::from_mins(1),

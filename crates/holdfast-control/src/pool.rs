@@ -37,6 +37,10 @@ const MAKE_DEADLINE: Duration = Duration::from_mins(3);
 const PAUSE: Duration = Duration::from_secs(10);
 /// Requests within this time count as demand.
 const DEMAND_WINDOW: Duration = Duration::from_mins(5);
+/// Whoever asked for a machine waits for its first page or link this long, which takes all of its processors.
+const FIRST_USE: Duration = Duration::from_secs(10);
+/// A pool that is short this long is filled however busy the host is.
+const LONGEST_SHORT: Duration = Duration::from_mins(1);
 /// Time between looks at a guest that is being made.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -44,6 +48,8 @@ const LOOK: Duration = Duration::from_millis(250);
 struct State {
     ready: VecDeque<Vm>,
     asked: VecDeque<Timestamp>,
+    /// Since when it would have been filled.
+    short_since: Option<Timestamp>,
     /// To be removed, again and again until it succeeds.
     leaving: VecDeque<VmId>,
 }
@@ -105,6 +111,19 @@ impl Pool {
         }
         let (least, most) = (inner.config.pool_min, inner.config.pool_max);
         state.asked.len().clamp(least, most.max(least))
+    }
+
+    /// Whether a VM can be made without taking processors from those that somebody waits for.
+    fn may_fill(&self, inner: &Inner) -> bool {
+        let now = inner.clock.now();
+        let mut state = self.lock();
+        let short_since = *state.short_since.get_or_insert(now);
+        let asked = state.asked.iter().filter(|at| **at > now - FIRST_USE).count();
+        let waited_for = asked.max(inner.admission.coming_up());
+        let processors = (waited_for + 1) * usize::from(inner.config.pool_vcpus);
+        waited_for == 0
+            || processors <= inner.config.processors
+            || short_since < now - LONGEST_SHORT
     }
 }
 
@@ -171,8 +190,12 @@ async fn round(inner: &Arc<Inner>) -> Result<bool, ControlError> {
         retire(inner, vm).await?;
         return Ok(true);
     }
+    if inner.pool.len() >= target {
+        inner.pool.lock().short_since = None;
+        return Ok(false);
+    }
     let has_room = inner.admission.room_beside(inner.config.pool_memory_mib);
-    if inner.pool.len() >= target || !has_room || inner.admission.somebody_waits() {
+    if !has_room || inner.admission.somebody_waits() || !inner.pool.may_fill(inner) {
         return Ok(false);
     }
     make(inner).await
@@ -296,7 +319,9 @@ async fn make(inner: &Arc<Inner>) -> Result<bool, ControlError> {
         Ok(()) => {
             tracing::info!(vm = %latest.id, "a VM waits in the pool");
             inner.images.warm_worked(&warm);
-            inner.pool.lock().ready.push_back(latest);
+            let mut state = inner.pool.lock();
+            state.short_since = None;
+            state.ready.push_back(latest);
             Ok(true)
         }
         Err(error) => {

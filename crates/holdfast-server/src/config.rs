@@ -403,6 +403,7 @@ impl Config {
             pool_max: self.vm.pool_max,
             pool_memory_mib: self.vm.memory_mib,
             pool_vcpus: self.vm.vcpus,
+            processors: cpus,
             max_vms,
             max_starting: if self.vm.max_starting == 0 { cpus + 1 } else { self.vm.max_starting },
             max_waiting: self.vm.max_waiting,

@@ -29,6 +29,25 @@ async fn a_session_gets_the_vm_that_waits() {
     bench.control.stop().await;
 }
 
+/// On a host with no more processors than one VM has, whoever got one has them for its first use.
+#[tokio::test]
+async fn another_is_made_once_it_disturbs_nobody() {
+    let bench = Bench::new(|config| {
+        config.pool_min = 1;
+        config.pool_max = 1;
+        config.processors = usize::from(config.pool_vcpus);
+    })
+    .await;
+    bench.bake().await;
+    let bench = bench.start().await;
+    bench.waiting(1).await;
+    let live = bench.ready().await;
+    let next = bench.waiting(1).await;
+    let after = next[0].created_at.duration_since(live.session.created_at);
+    assert!(after.as_secs() >= 10, "{after}");
+    bench.control.stop().await;
+}
+
 #[tokio::test]
 async fn two_sessions_never_get_the_same_vm() {
     let bench = with_pool(2).await;

@@ -2,12 +2,10 @@
 //!
 //! Owns the order among links: the provider's rule first, then how the tool showed it. It never opens one.
 
-use std::{
-    collections::HashSet,
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, time::Duration};
 
 use holdfast_agent_api::tool::LinkSource;
+use tokio::time::Instant;
 
 use super::link::{Rules, Worth};
 

@@ -432,8 +432,7 @@ impl Task {
 
     /// Weighs a link against the best so far.
     fn consider(&mut self, url: &str, source: LinkSource) {
-        let now = Instant::now().into_std();
-        match self.links.consider(&self.compiled.links, url, source, now) {
+        match self.links.consider(&self.compiled.links, url, source, Instant::now()) {
             Considered::Weighed => {}
             Considered::OnlyOpened => self.open_in_browser(url.to_owned()),
             Considered::Refused(line) => self.change(|status| {
@@ -447,8 +446,7 @@ impl Task {
     /// Makes the best link the run's, once nothing better is to be waited for.
     fn release_link(&mut self) {
         let settle = Duration::from_millis(self.request.link.settle_ms);
-        let now = Instant::now().into_std();
-        let Some((url, source)) = self.links.release(settle, now) else { return };
+        let Some((url, source)) = self.links.release(settle, Instant::now()) else { return };
         let link = Link { url, source, caught_at: Timestamp::now(), opened: false };
         self.haste.end();
         let wants_input = self.request.flow == Flow::PasteCode && self.typed_at.is_none();

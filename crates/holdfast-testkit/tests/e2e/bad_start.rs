@@ -276,7 +276,7 @@ async fn a_vmm_killed_while_booting(server: &mut ServerProcess, api: &Api) -> Re
 async fn a_full_disk(server: &ServerProcess, api: &Api, in_use: &Session) -> Result<()> {
     let full = Filler::fill(server)?;
     let session = api.create(&fixture::named("full")).await?;
-    fails(api, &session, "no space is left for making the d").await?;
+    fails(api, &session, "no space is left for making the di").await?;
     goes(api, &session).await?;
     drop(full);
     // It stood still if it wrote meanwhile, which a probe finds.

@@ -5,7 +5,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     panic::resume_unwind,
     path::{Path, PathBuf},
     thread,
@@ -69,6 +69,13 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Space that a file takes on disk, in bytes; none while it has other names too, for then others need it
+/// as well.
+pub(crate) fn own_bytes(meta: &fs::Metadata) -> u64 {
+    // st_blocks counts units of 512 bytes, whatever the file system's own are: stat(2).
+    if meta.is_file() && meta.nlink() > 1 { 0 } else { meta.blocks() * 512 }
 }
 
 /// Removes a file; it need not be there.
@@ -149,7 +156,7 @@ pub(crate) fn each_chunk(
 
 /// Most of a guest's memory is zeros, so this is what copying it costs: compared page by page, which the
 /// C library does many bytes at a time.
-fn is_zero(chunk: &[u8]) -> bool {
+pub(crate) fn is_zero(chunk: &[u8]) -> bool {
     static ZEROS: [u8; 4096] = [0; 4096];
     chunk.chunks(ZEROS.len()).all(|page| *page == ZEROS[..page.len()])
 }

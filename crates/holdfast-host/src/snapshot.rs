@@ -7,13 +7,12 @@
 use std::{
     fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
 use rustix::fs::ioctl_ficlone;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use crate::{
     disk,
@@ -24,11 +23,14 @@ use crate::{
 
 const MANIFEST: &str = "manifest.json";
 /// Rises when a snapshot of before cannot be read any more.
-const FORMAT: u32 = 1;
-/// Processor and device state; in QEMU's stream form also the memory.
+pub(crate) const FORMAT: u32 = 2;
+/// Processor and device state.
 pub const DEVICES: &str = "devices.state";
-/// The guest's memory, where it is not in [`DEVICES`].
+/// The guest's memory.
 pub const MEMORY: &str = "memory.img";
+/// Memory that the guest had not changed everywhere: what changed is in files beside it. A hard link, as a
+/// rule: the warm image and all its clones have one file.
+pub const BASE: &str = "base.img";
 
 /// What a snapshot fits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,8 +119,29 @@ impl Draft {
             .read(true)
             .write(true)
             .create_new(true)
+            .mode(0o600)
             .open(self.temporary.join(name))
             .map_err(|e| self.writing(e))
+    }
+
+    /// A second handle on a file in it, for somebody who only writes.
+    pub fn writer(&self, name: &str) -> Result<File> {
+        let opened = File::options().write(true).open(self.temporary.join(name));
+        opened.map_err(|e| self.writing(e))
+    }
+
+    /// Takes over a file whose checksum is known by giving it a name in here too. `None` where that
+    /// cannot be: on another file system, for instance.
+    pub fn link(&self, from: &Path, name: &str, sum: &str) -> Option<Entry> {
+        let to = self.temporary.join(name);
+        fs::hard_link(from, &to).ok()?;
+        let bytes = fs::metadata(&to).ok()?.len();
+        Some(Entry { name: name.to_owned(), bytes, sum: sum.to_owned() })
+    }
+
+    /// Gives a file in it a second name elsewhere, where that can be.
+    pub fn share(&self, name: &str, to: &Path) {
+        let _ = fs::hard_link(self.temporary.join(name), to);
     }
 
     /// Copies an open file into it, without its holes and zeros, summed up on the way.
@@ -184,8 +207,8 @@ pub struct Snapshot {
     manifest: Manifest,
 }
 
-/// What a file was when it was last summed up: device, inode, length, and change time, which cannot be
-/// set back.
+/// What a file was when it was last summed up: device, inode, length, and when it was last written to. (The
+/// change time, which cannot be set back, also changes with each hard link.)
 pub type Stamp = (u64, u64, u64, i64, i64);
 
 impl Snapshot {
@@ -230,9 +253,14 @@ impl Snapshot {
         &self.path
     }
 
-    /// Whether the memory is a file of its own.
-    pub fn has_memory(&self) -> bool {
-        self.manifest.files.iter().any(|entry| entry.name == MEMORY)
+    /// Whether there is a file of this name in it.
+    pub fn has(&self, name: &str) -> bool {
+        self.manifest.files.iter().any(|entry| entry.name == name)
+    }
+
+    /// The checksum that one of its files should have.
+    pub fn sum(&self, name: &str) -> Result<&str> {
+        self.entry(name).map(|entry| entry.sum.as_str())
     }
 
     /// Opens one of its files; its length is compared.
@@ -262,19 +290,19 @@ impl Snapshot {
         Err(refused(&self.path, &format!("{name} was changed or damaged: its checksum differs")))
     }
 
-    /// Names and present stamps of its files.
+    /// Names, checksums and present stamps of its files.
     pub fn stamps(&self) -> Result<Vec<(String, Stamp)>> {
         let entries = self.manifest.files.iter();
         entries
-            .map(|entry| {
-                let meta = self.file(&entry.name)?.metadata();
-                let meta =
-                    meta.map_err(|e| DriverError::io(format!("reading {}", entry.name), e))?;
-                let changed = (meta.ctime(), meta.ctime_nsec());
-                let stamp = (meta.dev(), meta.ino(), meta.len(), changed.0, changed.1);
-                Ok((format!("{} {}", entry.name, entry.sum), stamp))
-            })
+            .map(|entry| Ok((format!("{} {}", entry.name, entry.sum), self.stamp(&entry.name)?)))
             .collect()
+    }
+
+    /// The present stamp of one of its files.
+    pub fn stamp(&self, name: &str) -> Result<Stamp> {
+        let meta = self.file(name)?.metadata();
+        let meta = meta.map_err(|e| DriverError::io(format!("reading {name}"), e))?;
+        Ok((meta.dev(), meta.ino(), meta.len(), meta.mtime(), meta.mtime_nsec()))
     }
 
     fn entry(&self, name: &str) -> Result<&Entry> {
@@ -297,12 +325,11 @@ pub(crate) fn discard(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Space that a snapshot takes, in bytes.
+/// Space that a snapshot takes, in bytes, without what others have too.
 pub(crate) fn bytes(path: &Path) -> Result<u64> {
     let sum = || {
         fs::read_dir(path)?
-            // st_blocks counts units of 512 bytes, whatever the file system's own are: stat(2).
-            .map(|entry| Ok(entry?.metadata()?.blocks() * 512))
+            .map(|entry| Ok(files::own_bytes(&entry?.metadata()?)))
             .sum::<io::Result<u64>>()
     };
     sum().map_err(|e| DriverError::io(format!("reading {}", path.display()), e))
@@ -331,24 +358,22 @@ fn partial_of(dest: &Path, name: &str) -> PathBuf {
 }
 
 /// Checksum of a file's length and of its chunks that are not zeros, so that holes cost nothing.
-struct Sum(Sha256);
+struct Sum(blake3::Hasher);
 
 impl Sum {
     fn of(bytes: u64) -> Self {
-        Self(Sha256::new().chain_update(bytes.to_le_bytes()))
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&bytes.to_le_bytes());
+        Self(hasher)
     }
 
+    /// Each chunk is hashed alone: at an odd place in one long text, it would take twice as long.
     fn add(&mut self, offset: u64, chunk: &[u8]) {
-        self.0.update(offset.to_le_bytes());
-        self.0.update(chunk);
+        self.0.update(&offset.to_le_bytes()).update(blake3::hash(chunk).as_bytes());
     }
 
     fn finish(self) -> String {
-        self.0.finalize().iter().fold(String::new(), |mut hex, byte| {
-            use std::fmt::Write as _;
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+        self.0.finalize().to_hex().to_string()
     }
 }
 

@@ -8,6 +8,7 @@
 //!     process.json                the VMM's process (see `process`)
 //!     exit.json                   how the last one ended
 //!     upper.img                   the writable disk
+//!     base.img                    of a clone: a link to the memory of the snapshot it was made from
 //!     serial.log, serial.old      the guest's console
 //!     vmm.log                     what the VMM says
 //!     qmp.sock, api.sock          the VMM's own interface
@@ -231,10 +232,10 @@ impl VmDir {
         Ok(())
     }
 
-    /// Bytes of disk taken.
+    /// Bytes of disk taken, without what is shared with others.
     pub fn disk_bytes(&self) -> u64 {
         let Ok(entries) = fs::read_dir(&self.path) else { return 0 };
-        entries.flatten().filter_map(|e| e.metadata().ok()).map(|m| m.blocks() * 512).sum()
+        entries.flatten().filter_map(|e| e.metadata().ok()).map(|m| files::own_bytes(&m)).sum()
     }
 
     /// The last `max_bytes` of the guest's console.

@@ -2,8 +2,8 @@
 //! fits.
 //!
 //! The key is made of everything that a snapshot depends on, so a warm image that is found by its key
-//! can be restored. A clone copies the disk and maps the memory before its start is answered: nobody
-//! reads these files afterwards, and removing one never disturbs a VM.
+//! can be restored. A clone copies the disk and has the memory open, or a link to it, before its start is
+//! answered: removing a warm image never disturbs a VM.
 
 use std::{
     fs::{self, File},
@@ -119,7 +119,9 @@ impl WarmLibrary {
         for image in &known {
             let fits = &image.fits;
             let other_version = kind(&fits.vmm) == kind(&current.vmm) && fits.vmm != current.vmm;
-            if fits.image != current.image || other_version {
+            // Of before an update of Holdfast or of the processor's microcode.
+            let other_key = image.path != self.path(fits);
+            if fits.image != current.image || other_version || other_key {
                 self.remove(&image.path)?;
                 removed += 1;
             }
@@ -171,9 +173,9 @@ fn processor() -> String {
 fn key(fits: &Fits) -> String {
     let mut hash = Sha256::new();
     let Fits { vmm, image, memory_mib, vcpus, disk_mib } = fits;
-    let version = env!("CARGO_PKG_VERSION");
+    let version = format!("{} {}", env!("CARGO_PKG_VERSION"), snapshot::FORMAT);
     let size = format!("{memory_mib} {vcpus} {disk_mib}");
-    hash.update([version, vmm, image, &size, &processor()].join("\n"));
+    hash.update([&version, vmm, image, &size, &processor()].map(String::as_str).join("\n"));
     hash.finalize().iter().take(16).fold(String::new(), |mut hex, byte| {
         use std::fmt::Write as _;
         let _ = write!(hex, "{byte:02x}");
@@ -226,16 +228,23 @@ mod tests {
             made(&library, &fits("a", "QEMU 7 (tcg)", 2048)),
             made(&library, &fits("a", "Firecracker 1", 1024)),
         ];
+        let of_before = WarmImage {
+            path: cache.path().join("warm/of-before"),
+            ..library.list().unwrap().swap_remove(0)
+        };
+        fs::create_dir_all(&of_before.path).unwrap();
+        files::write_json(&note(&of_before.path), &of_before).unwrap();
         let gone = [
             made(&library, &fits("b", "QEMU 7 (tcg)", 1024)),
             made(&library, &fits("a", "QEMU 6 (tcg)", 1024)),
+            of_before.path,
         ];
         let half = library.path(&fits("a", "QEMU 7 (tcg)", 512));
         fs::create_dir_all(&half).unwrap();
         fs::create_dir_all(library.work_dir()).unwrap();
         let _turn = library.turn().unwrap().expect("nobody else bakes");
         assert!(library.turn().unwrap().is_none(), "one bakes at a time");
-        assert_eq!(library.remove_outdated(&current).unwrap(), 3);
+        assert_eq!(library.remove_outdated(&current).unwrap(), 4);
         assert!(kept.iter().all(|path| path.is_dir()) && library.work_dir().is_dir());
         assert!(!half.exists() && gone.iter().all(|path| !path.exists()));
     }

@@ -98,7 +98,14 @@ macro_rules! tried_as_vmm {
 
 tried_as_driver!(sim, crate::bed::SimBed, []);
 
-tried_as_vmm!(qemu, crate::bed::QemuBed, [real::a_chatty_guest_does_not_fill_the_disk]);
+tried_as_vmm!(
+    qemu,
+    crate::bed::QemuBed,
+    [
+        real::a_chatty_guest_does_not_fill_the_disk,
+        real::snapshots_of_clones_share_what_they_have_in_common,
+    ]
+);
 
 tried_as_vmm!(
     firecracker,

@@ -57,17 +57,8 @@ impl Accel {
 pub(super) enum Memory {
     /// In a file, in which the guest's changes are made too.
     Shared(OwnedFd),
-    /// In a file that others map as well; the guest's changes are its own.
-    Private(OwnedFd),
-    /// In the snapshot's stream. In no file: QEMU looks at every page that it is told is zero, which in a
-    /// file makes that page, and the guest would take its whole size from the host.
-    Streamed,
-}
-
-impl Memory {
-    pub(super) fn is_shared(&self) -> bool {
-        matches!(self, Self::Shared(_))
-    }
+    /// In a file that others map as well, a template; the guest's changes are its own. And its checksum.
+    Private(OwnedFd, String),
 }
 
 /// Everything that a VMM is handed.
@@ -131,15 +122,15 @@ pub(super) fn line(parts: Parts<'_>) -> Result<Line> {
     line.arg("-rtc", "base=utc,clock=host");
 
     let size = spec.memory_mib;
-    let memory = match &parts.memory {
-        Memory::Shared(file) | Memory::Private(file) => {
-            let path = line.hand(file)?.path();
-            let share = if parts.memory.is_shared() { "on" } else { "off" };
-            format!("memory-backend-file,id=mem,size={size}M,mem-path={path},share={share}")
-        }
-        Memory::Streamed => format!("memory-backend-ram,id=mem,size={size}M"),
+    let (memory, share) = match &parts.memory {
+        Memory::Shared(file) => (file, "on"),
+        Memory::Private(file, _) => (file, "off"),
     };
-    line.arg("-object", memory);
+    let path = line.hand(memory)?.path();
+    line.arg(
+        "-object",
+        format!("memory-backend-file,id=mem,size={size}M,mem-path={path},share={share}"),
+    );
 
     let kernel = line.hand(&image.kernel)?.path();
     line.arg("-kernel", kernel);
@@ -172,6 +163,8 @@ pub(super) fn line(parts: Parts<'_>) -> Result<Line> {
     let qmp = line.hand(&parts.qmp)?.number();
     line.arg("-chardev", format!("socket,id=qmp,fd={qmp},server=on,wait=off"));
     line.arg("-mon", "chardev=qmp,mode=control");
+    // What a snapshot fits is written beside it; QEMU writes no such thing where a clone writes its devices.
+    line.arg("-global", "migration.send-configuration=off");
     if parts.incoming {
         line.arg("-incoming", "defer");
     }

@@ -30,6 +30,8 @@ use crate::{
 
 /// Name of the anonymous file that holds the memory of a VM that was booted.
 pub(super) const MEMORY_NAME: &str = "holdfast-memory";
+/// What is noted of such a VM's process; of another one, the checksum of the template that it maps.
+pub(super) const SHARED: &str = "shared";
 
 impl QemuDriver {
     pub(super) async fn launch(&self, vm: VmId, from: &StartFrom) -> Result<()> {
@@ -74,7 +76,10 @@ impl QemuDriver {
         let io = |source| DriverError::io(format!("preparing the VMM of VM {vm}"), source);
         let accel = self.accel(&spec.image).await?;
         let lease = self.host.lease(vm)?;
-        let note = if memory.is_shared() { "shared" } else { "private" };
+        let note = match &memory {
+            Memory::Shared(_) => SHARED.to_owned(),
+            Memory::Private(_, sum) => sum.clone(),
+        };
         let line = command::line(Parts {
             spec,
             accel,
@@ -107,7 +112,7 @@ impl QemuDriver {
                 file_bytes: disk.max(u64::from(spec.memory_mib) << 20),
             },
         };
-        self.host.processes().spawn(dir, vmm, note).await?;
+        self.host.processes().spawn(dir, vmm, &note).await?;
         let socket = dir.file(SOCKET);
         tokio::select! {
             exit = self.host.wait_exit(vm) => Err(DriverError::Exited { vm, why: exit? }),

@@ -1,5 +1,6 @@
 //! QEMU's microvm: with KVM where that proves itself, otherwise by translation (TCG).
 
+mod changed;
 mod command;
 mod launch;
 mod probe;
@@ -7,7 +8,7 @@ mod qmp;
 mod snapshot;
 mod tsc;
 
-use std::{io, net::Ipv4Addr, path::Path, sync::Arc, time::Duration};
+use std::{io, net::Ipv4Addr, path::Path, time::Duration};
 
 use async_trait::async_trait;
 use holdfast_core::VmId;
@@ -35,7 +36,7 @@ const QMP_DEADLINE: Duration = Duration::from_secs(5);
 pub struct QemuDriver {
     host: Host,
     kvm: tokio::sync::Mutex<Option<probe::Verdict>>,
-    snapshots: tokio::sync::Mutex<Vec<Arc<snapshot::Verified>>>,
+    snapshots: tokio::sync::Mutex<snapshot::Kept>,
     version: tokio::sync::OnceCell<String>,
 }
 

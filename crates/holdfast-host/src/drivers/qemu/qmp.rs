@@ -81,6 +81,15 @@ impl Qmp {
         Ok(())
     }
 
+    /// Lends an open file to the VMM, which opens it by the path in the answer, in the same mode, for as
+    /// long as this connection lasts.
+    pub(super) async fn lend(&mut self, file: &impl std::os::fd::AsFd) -> Result<String> {
+        let none = json!({});
+        let lent = self.exchange("add-fd", &none, Some(file.as_fd()));
+        let lent = within("add-fd", DEADLINE, lent).await?;
+        Ok(format!("/dev/fdset/{}", lent["fdset-id"]))
+    }
+
     /// The VM's run state, such as `running`.
     pub(super) async fn status(&mut self) -> Result<String> {
         let answer = self.run("query-status", json!({})).await?;

@@ -1,13 +1,15 @@
 //! Snapshots of QEMU's VMs.
 //!
 //! A VM that was booted has its memory in a shared file; QEMU then writes device state alone, and the
-//! memory is copied from its file. A clone maps such a copy privately. Its own changed pages are in no
-//! file, so the snapshot of a clone has the memory in QEMU's stream.
+//! memory is copied from its file. A clone maps such a copy, a template, privately. Its snapshot has a
+//! link to the template's file and the pages that the clone changed ([`changed`](super::changed)), so it is small,
+//! is written and read quickly, needs no other snapshot, and clones that come back share the template again.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io,
-    os::unix::fs::FileExt as _,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::Path,
     sync::Arc,
     time::Duration,
@@ -17,11 +19,18 @@ use holdfast_core::VmId;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstatvfs, memfd_create};
 use serde_json::json;
 
-use super::{QemuDriver, command::Memory, qmp::Qmp};
+use super::{
+    QemuDriver,
+    changed::{CHANGED, CHANGED_MAP, CloneMemory},
+    command::Memory,
+    launch::{MEMORY_NAME, SHARED},
+    qmp::Qmp,
+};
 use crate::{
     disk,
     driver::{DriverError, Process, Result, VmSpec},
-    snapshot::{DEVICES, Draft, Fits, MEMORY, Snapshot, Stamp, blocking},
+    files,
+    snapshot::{BASE, DEVICES, Draft, Entry, Fits, MEMORY, Snapshot, Stamp, blocking},
     statedir::{UPPER, VmDir},
 };
 
@@ -38,15 +47,33 @@ const TEMPLATE: &str = "holdfast-template";
 const WRITING: &str = "writing the snapshot";
 /// What a device state's next piece may need, in bytes.
 const ROOM: u64 = 1 << 20;
+/// End of a stream: a description of what it holds (section 6) that has no bytes. QEMU misses it otherwise, and
+/// says so: docs/devel/migration.rst, `qemu_loadvm_state`.
+const NO_DESCRIPTION: &[u8] = &[6, 0, 0, 0, 0];
 const SEALS: SealFlags =
     SealFlags::WRITE.union(SealFlags::GROW).union(SealFlags::SHRINK).union(SealFlags::SEAL);
+
+/// Memory that clones map: sealed, so that what is true of its content stays true, and none of them can
+/// change it for another.
+pub(super) struct Template {
+    sum: String,
+    stamp: Stamp,
+    memory: File,
+}
 
 /// A snapshot that was compared with its checksums.
 pub(super) struct Verified {
     snapshot: Snapshot,
     stamps: Vec<(String, Stamp)>,
-    /// Its memory, sealed: every clone maps it privately and none can change it for another.
-    memory: Option<File>,
+    template: Arc<Template>,
+}
+
+/// What was verified last, so that it need not be again.
+#[derive(Default)]
+pub(super) struct Kept {
+    /// Those with a memory of their own: from others, one VM is restored as a rule.
+    snapshots: Vec<Arc<Verified>>,
+    templates: Vec<Arc<Template>>,
 }
 
 impl QemuDriver {
@@ -61,30 +88,35 @@ impl QemuDriver {
             qmp.run("cont", json!({})).await?;
         }
         qmp.run("stop", json!({})).await?;
-        let shared = self.host.processes().note(&dir).as_deref() == Some("shared");
-        let devices = draft.file(DEVICES)?;
-        capability(&mut qmp, shared).await?;
-        qmp.give("snapshot", &devices).await?;
-        qmp.run("migrate", json!({ "uri": "fd:snapshot" })).await?;
-        if let Err(error) = migrated(&mut qmp, WRITING).await {
-            // The first error is the one that matters.
-            let _ = tokio::time::timeout(FINALIZE_DEADLINE, finalized(&mut qmp)).await;
-            return Err(match error {
-                // Of a write that failed, QEMU says only that it did.
-                DriverError::Refused { .. } if is_full(&devices) => {
-                    DriverError::NoSpace { what: WRITING.to_owned() }
-                }
-                other => other,
-            });
-        }
-        let memory = if shared { Some(self.memory_of(&dir)?) } else { None };
-        blocking(move || {
-            let upper = File::open(dir.file(UPPER))
-                .map_err(|e| DriverError::io("opening the disk for a snapshot", e))?;
-            let mut files = vec![draft.written(DEVICES)?, draft.copy(&upper, UPPER)?];
-            if let Some(memory) = memory {
+        let note = self.host.processes().note(&dir).unwrap_or_default();
+        if note == SHARED {
+            write_shared(&mut qmp, &draft.file(DEVICES)?).await?;
+            let memory = self.memory_of(&dir, MEMORY_NAME)?;
+            return blocking(move || {
+                let mut files = devices_and_disk(&draft, &dir)?;
                 files.push(draft.copy(&memory, MEMORY)?);
-            }
+                draft.finish(fits, files)
+            })
+            .await;
+        }
+        write_devices(&mut qmp, &draft).await?;
+        let template = self.memory_of(&dir, TEMPLATE)?;
+        let pid = self.pid(&dir).ok_or_else(|| not_found(&dir))?;
+        blocking(move || {
+            let mut files = devices_and_disk(&draft, &dir)?;
+            let (map, pages) = (draft.file(CHANGED_MAP)?, draft.file(CHANGED)?);
+            CloneMemory::open(pid, TEMPLATE)
+                .and_then(|memory| memory.save(&map, &pages))
+                .map_err(|e| DriverError::io(WRITING, e))?;
+            files.extend([draft.written(CHANGED_MAP)?, draft.written(CHANGED)?]);
+            files.push(match draft.link(&dir.file(BASE), BASE, &note) {
+                Some(base) => base,
+                None => {
+                    let base = draft.copy(&template, BASE)?;
+                    draft.share(BASE, &dir.file(BASE));
+                    base
+                }
+            });
             draft.finish(fits, files)
         })
         .await
@@ -93,18 +125,32 @@ impl QemuDriver {
     /// Starts a VM from a snapshot.
     pub(super) async fn restore(&self, dir: &VmDir, spec: &VmSpec, path: &Path) -> Result<()> {
         let verified = self.verified(spec, path).await?;
-        let (from, to) = (Arc::clone(&verified), dir.file(UPPER));
-        blocking(move || disk::replace(&from.snapshot.file(UPPER)?, &to)).await?;
-        let memory = match &verified.memory {
-            Some(template) => {
-                let file = template.try_clone();
-                let file = file.map_err(|e| DriverError::io("opening a snapshot's memory", e))?;
-                Memory::Private(file.into())
-            }
-            None => Memory::Streamed,
-        };
+        let (from, to) = (Arc::clone(&verified), dir.clone());
+        blocking(move || {
+            let snapshot = &from.snapshot;
+            disk::replace(&snapshot.file(UPPER)?, &to.file(UPPER))?;
+            let base = to.file(BASE);
+            files::remove_if_there(&base).map_err(|e| DriverError::io("removing a link", e))?;
+            // Where there can be none, the first snapshot of this VM copies what it maps.
+            let _ = fs::hard_link(snapshot.path().join(memory_in(snapshot)), base);
+            Ok(())
+        })
+        .await?;
+        let template = verified.template.memory.try_clone();
+        let template = template.map_err(|e| DriverError::io("opening a snapshot's memory", e))?;
+        let memory = Memory::Private(template.into(), verified.template.sum.clone());
         let mut qmp = self.spawn(dir, spec, memory, true).await?;
-        capability(&mut qmp, verified.memory.is_some()).await?;
+        if verified.snapshot.has(BASE) {
+            let (from, pid) = (Arc::clone(&verified), self.pid(dir).ok_or_else(|| not_found(dir))?);
+            blocking(move || {
+                let (map, pages) = (from.snapshot.file(CHANGED_MAP)?, from.snapshot.file(CHANGED)?);
+                CloneMemory::open(pid, TEMPLATE)
+                    .and_then(|memory| memory.load(&map, &pages))
+                    .map_err(|e| DriverError::io("giving a clone its memory", e))
+            })
+            .await?;
+        }
+        capability(&mut qmp).await?;
         qmp.give("snapshot", &verified.snapshot.file(DEVICES)?).await?;
         qmp.run("migrate-incoming", json!({ "uri": "fd:snapshot" })).await?;
         migrated(&mut qmp, "reading the snapshot").await?;
@@ -124,40 +170,42 @@ impl QemuDriver {
         let stamps = snapshot.stamps()?;
         // Held while one is read: clones started together wait for one reading.
         let mut kept = self.snapshots.lock().await;
-        let found = kept.iter().position(|v| v.snapshot.path() == path && v.stamps == stamps);
-        if let Some(found) = found {
-            let verified = kept.remove(found);
-            kept.push(Arc::clone(&verified));
+        let is_it = |v: &Arc<Verified>| v.snapshot.path() == path && v.stamps == stamps;
+        if let Some(found) = kept.snapshots.iter().position(is_it) {
+            let verified = kept.snapshots.remove(found);
+            keep(&mut kept.snapshots, Arc::clone(&verified));
             return Ok(verified);
         }
-        let held = self.templates();
-        let verified = Arc::new(blocking(move || verify(snapshot, stamps, held)).await?);
-        kept.retain(|other| other.snapshot.path() != path);
-        kept.push(Arc::clone(&verified));
-        let surplus = kept.len().saturating_sub(KEPT);
-        kept.drain(..surplus);
+        let (templates, running) = (kept.templates.clone(), self.templates());
+        let verify = move || verify(snapshot, stamps, templates, running);
+        let verified = Arc::new(blocking(verify).await?);
+        kept.templates.retain(|other| !Arc::ptr_eq(other, &verified.template));
+        keep(&mut kept.templates, Arc::clone(&verified.template));
+        kept.snapshots.retain(|other| other.snapshot.path() != path);
+        if verified.snapshot.has(MEMORY) {
+            keep(&mut kept.snapshots, Arc::clone(&verified));
+        }
         Ok(verified)
     }
 
-    /// Sealed memory that running clones hold, also those of an earlier server process.
+    /// Sealed memory that running clones hold, also those of an earlier server process; each once.
     fn templates(&self) -> Vec<File> {
         let vms = self.host.state().list().unwrap_or_default();
-        vms.into_iter()
-            .filter_map(|vm| memfd(self.pid(&self.host.dir(vm))?, TEMPLATE).ok().flatten())
-            .collect()
+        let held = vms
+            .into_iter()
+            .filter_map(|vm| memfd(self.pid(&self.host.dir(vm))?, TEMPLATE).ok().flatten());
+        let mut seen = HashSet::new();
+        held.filter(|file| file.metadata().is_ok_and(|meta| seen.insert(meta.ino()))).collect()
     }
 
-    fn memory_of(&self, dir: &VmDir) -> Result<File> {
+    fn memory_of(&self, dir: &VmDir, name: &str) -> Result<File> {
         let found = match self.pid(dir) {
-            Some(pid) => memfd(pid, super::launch::MEMORY_NAME),
+            Some(pid) => memfd(pid, name),
             None => Ok(None),
         };
-        found.map_err(|e| DriverError::io("opening the guest's memory", e))?.ok_or_else(|| {
-            DriverError::Refused {
-                operation: format!("snapshotting VM {}", dir.id()),
-                message: "its memory was not found in its process".to_owned(),
-            }
-        })
+        found
+            .map_err(|e| DriverError::io("opening the guest's memory", e))?
+            .ok_or_else(|| not_found(dir))
     }
 
     fn pid(&self, dir: &VmDir) -> Option<i32> {
@@ -168,35 +216,67 @@ impl QemuDriver {
     }
 }
 
-fn verify(snapshot: Snapshot, stamps: Vec<(String, Stamp)>, held: Vec<File>) -> Result<Verified> {
-    for name in [DEVICES, UPPER] {
+fn not_found(dir: &VmDir) -> DriverError {
+    DriverError::Refused {
+        operation: format!("snapshotting VM {}", dir.id()),
+        message: "its memory was not found in its process".to_owned(),
+    }
+}
+
+fn keep<T>(kept: &mut Vec<T>, newest: T) {
+    kept.push(newest);
+    let surplus = kept.len().saturating_sub(KEPT);
+    kept.drain(..surplus);
+}
+
+/// The file of a snapshot that clones map.
+fn memory_in(snapshot: &Snapshot) -> &'static str {
+    if snapshot.has(BASE) { BASE } else { MEMORY }
+}
+
+fn verify(
+    snapshot: Snapshot,
+    stamps: Vec<(String, Stamp)>,
+    kept: Vec<Arc<Template>>,
+    running: Vec<File>,
+) -> Result<Verified> {
+    let memory = memory_in(&snapshot);
+    let changed: &[&str] = if memory == BASE { &[CHANGED_MAP, CHANGED] } else { &[] };
+    for name in [DEVICES, UPPER].iter().chain(changed) {
         snapshot.verify(name, &snapshot.file(name)?, |_, _| Ok(()))?;
     }
-    if !snapshot.has_memory() {
-        return Ok(Verified { snapshot, stamps, memory: None });
+    let sum = snapshot.sum(memory)?.to_owned();
+    let stamp = snapshot.stamp(memory)?;
+    if let Some(template) = kept.into_iter().find(|kept| kept.sum == sum && kept.stamp == stamp) {
+        return Ok(Verified { snapshot, stamps, template });
     }
-    // Sealed, so what is true of its content now stays true.
-    let adopted = held.into_iter().find(|file| {
+    let adopted = running.into_iter().find(|file| {
         fcntl_get_seals(file).is_ok_and(|seals| seals.contains(SEALS))
-            && snapshot.verify(MEMORY, file, |_, _| Ok(())).is_ok()
+            && snapshot.verify(memory, file, |_, _| Ok(())).is_ok()
     });
     let memory = match adopted {
         Some(memory) => memory,
-        None => template(&snapshot)?,
+        None => template(&snapshot, memory)?,
     };
-    Ok(Verified { snapshot, stamps, memory: Some(memory) })
+    Ok(Verified { snapshot, stamps, template: Arc::new(Template { sum, stamp, memory }) })
 }
 
 /// Reads a snapshot's memory, comparing it on the way.
-fn template(snapshot: &Snapshot) -> Result<File> {
+fn template(snapshot: &Snapshot, name: &str) -> Result<File> {
     let io = |source: io::Error| DriverError::io("reading a snapshot's memory", source);
-    let from = snapshot.file(MEMORY)?;
+    let from = snapshot.file(name)?;
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let memory = File::from(memfd_create(TEMPLATE, flags).map_err(|e| io(e.into()))?);
     memory.set_len(from.metadata().map_err(io)?.len()).map_err(io)?;
-    snapshot.verify(MEMORY, &from, |offset, chunk| memory.write_all_at(chunk, offset))?;
+    snapshot.verify(name, &from, |offset, chunk| memory.write_all_at(chunk, offset))?;
     fcntl_add_seals(&memory, SEALS).map_err(|e| io(e.into()))?;
     Ok(memory)
+}
+
+fn devices_and_disk(draft: &Draft, dir: &VmDir) -> Result<Vec<Entry>> {
+    let upper = File::open(dir.file(UPPER))
+        .map_err(|e| DriverError::io("opening the disk for a snapshot", e))?;
+    Ok(vec![draft.written(DEVICES)?, draft.copy(&upper, UPPER)?])
 }
 
 /// Opens the anonymous file of that name that a process holds.
@@ -211,11 +291,44 @@ fn memfd(pid: i32, name: &str) -> io::Result<Option<File>> {
     Ok(None)
 }
 
-/// Whether memory in shared files stays out of the stream; both sides have to agree. And that QEMU tells
-/// how far it is.
-async fn capability(qmp: &mut Qmp, ignore_shared: bool) -> Result<()> {
+/// Has a VM whose memory is in a shared file write the rest of its state.
+async fn write_shared(qmp: &mut Qmp, devices: &File) -> Result<()> {
+    capability(qmp).await?;
+    qmp.give("snapshot", devices).await?;
+    qmp.run("migrate", json!({ "uri": "fd:snapshot" })).await?;
+    let Err(error) = migrated(qmp, WRITING).await else { return Ok(()) };
+    // The first error is the one that matters.
+    let _ = tokio::time::timeout(FINALIZE_DEADLINE, finalized(qmp)).await;
+    Err(no_space_or(error, devices))
+}
+
+/// Has a clone write the state of its devices, and nothing of its memory. QEMU made this command for Xen
+/// and needs no Xen for it; what it writes is a migration's stream without memory.
+async fn write_devices(qmp: &mut Qmp, draft: &Draft) -> Result<()> {
+    let devices = draft.file(DEVICES)?;
+    let file = qmp.lend(&draft.writer(DEVICES)?).await?;
+    // `live`: QEMU keeps its disks, with which it may go on.
+    let written = qmp.run("xen-save-devices-state", json!({ "filename": file, "live": false }));
+    written.await.map_err(|error| no_space_or(error, &devices))?;
+    let end = || devices.write_all_at(NO_DESCRIPTION, devices.metadata()?.len());
+    end().map_err(|e| DriverError::io(WRITING, e))
+}
+
+/// Of a write that failed, QEMU says only that it did.
+fn no_space_or(error: DriverError, written: &File) -> DriverError {
+    match error {
+        DriverError::Refused { .. } if is_full(written) => {
+            DriverError::NoSpace { what: WRITING.to_owned() }
+        }
+        other => other,
+    }
+}
+
+/// That memory in shared files stays out of the stream, on which both sides have to agree, and that QEMU
+/// tells how far it is.
+async fn capability(qmp: &mut Qmp) -> Result<()> {
     let capabilities = json!([
-        { "capability": "x-ignore-shared", "state": ignore_shared },
+        { "capability": "x-ignore-shared", "state": true },
         { "capability": "events", "state": true },
     ]);
     qmp.run("migrate-set-capabilities", json!({ "capabilities": capabilities })).await?;

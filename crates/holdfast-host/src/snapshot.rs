@@ -353,6 +353,16 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found.into_iter().collect())
 }
 
+/// Names of the snapshots in a directory, each with the digest of the image that it needs. What cannot be
+/// read is no use to anybody, and left out.
+pub fn images(dir: &Path) -> Result<Vec<(String, String)>> {
+    let needed = |path: PathBuf| {
+        let manifest: Manifest = files::read_json(&path.join(MANIFEST)).ok()??;
+        Some((path.file_name()?.to_string_lossy().into_owned(), manifest.fits.image))
+    };
+    Ok(list(dir)?.into_iter().filter_map(needed).collect())
+}
+
 fn partial_of(dest: &Path, name: &str) -> PathBuf {
     dest.with_file_name(format!(".{name}.partial"))
 }

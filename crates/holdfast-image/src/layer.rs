@@ -95,7 +95,7 @@ impl Layer {
 /// Name of a layer's directory: 128 bits of the key are enough to tell layers apart, and bearable in
 /// a listing.
 pub(crate) fn directory_name(name: &str, key: &str) -> String {
-    format!("{name}-{}", &key[..32])
+    format!("{name}-{}", key.get(..32).unwrap_or(key))
 }
 
 fn location(cache: &Path, name: &str, key: &str) -> PathBuf {

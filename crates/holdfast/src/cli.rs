@@ -228,6 +228,15 @@ pub enum ImageCommand {
         #[arg(long, env = "HOLDFAST_CACHE_DIR", value_name = "DIR")]
         cache_dir: Option<PathBuf>,
     },
+    /// Remove all images that are neither for new sessions nor used by any, with their layers.
+    Prune {
+        /// Where images live [default: ~/.cache/holdfast].
+        #[arg(long, env = "HOLDFAST_CACHE_DIR", value_name = "DIR")]
+        cache_dir: Option<PathBuf>,
+        /// Only say what would be removed.
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

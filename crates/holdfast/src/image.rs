@@ -1,5 +1,7 @@
 //! `holdfast image ...`
 
+mod removal;
+
 use std::{
     path::{Path, PathBuf},
     sync::Mutex,
@@ -18,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::{Global, ImageCommand},
-    connect, output, programs,
+    output, programs,
 };
 
 pub async fn run(global: &Global, command: ImageCommand) -> anyhow::Result<()> {
@@ -44,7 +46,12 @@ pub async fn run(global: &Global, command: ImageCommand) -> anyhow::Result<()> {
         ImageCommand::Inspect { image, cache_dir, verify } => {
             inspect(global, &cache(cache_dir)?, image.as_deref().unwrap_or("current"), verify).await
         }
-        ImageCommand::Rm { image, cache_dir } => rm(global, &cache(cache_dir)?, image).await,
+        ImageCommand::Rm { image, cache_dir } => {
+            removal::rm(global, &cache(cache_dir)?, image).await
+        }
+        ImageCommand::Prune { cache_dir, dry_run } => {
+            removal::prune(global, cache(cache_dir)?, dry_run).await
+        }
     }
 }
 
@@ -216,26 +223,6 @@ async fn inspect(global: &Global, cache: &Path, image: &str, verify: bool) -> an
         }
         _ => Ok(()),
     }
-}
-
-async fn rm(global: &Global, cache: &Path, image: String) -> anyhow::Result<()> {
-    // Only a server knows which images its VMs boot from. Where none answers, none starts a VM
-    // either, but those that run go on reading their files: an open file outlives its name.
-    let in_use = match connect::client(global)?.vms().await {
-        Ok(list) => list.vms.into_iter().map(|vm| (vm.image, vm.id)).collect(),
-        Err(error) if error.is_temporary() => Vec::new(),
-        Err(error) => return Err(error.into()),
-    };
-    let library = Library::new(cache);
-    let removed = tokio::task::spawn_blocking(move || {
-        library.remove(&image, false, |digest| {
-            let user = in_use.iter().find(|(used, _)| used == digest);
-            user.map(|(_, vm)| format!("VM {vm}"))
-        })
-    })
-    .await??;
-    eprintln!("{} is removed.", removed.digest);
-    Ok(())
 }
 
 /// A build's progress on standard error.

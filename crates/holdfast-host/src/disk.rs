@@ -77,8 +77,18 @@ impl Replacement {
     /// Fills it and gives it its name.
     pub(crate) fn fill(self, from: &fs::File) -> Result<()> {
         files::copy_sparse(from, &self.file)
+            // What takes the place of another file, ext4 writes out before it answers (auto_da_alloc). Nobody
+            // needs the disk of before, and nobody waits for that of now to be written.
+            .and_then(|()| files::remove_if_there(&self.to))
             .and_then(|()| fs::rename(&self.temporary, &self.to))
-            .map_err(|e| Self::failed(&self.to, e))
+            .map_err(|e| Self::failed(&self.to, e))?;
+        let Self { file, to, .. } = self;
+        std::thread::spawn(move || {
+            if let Err(error) = file.sync_data() {
+                tracing::error!(disk = %to.display(), %error, "a disk could not be written out");
+            }
+        });
+        Ok(())
     }
 
     fn failed(to: &Path, source: io::Error) -> DriverError {

@@ -53,7 +53,9 @@ impl QemuDriver {
 
     async fn boot(&self, dir: &VmDir, spec: &VmSpec) -> Result<()> {
         let memory = Memory::Shared(fresh_memory(spec)?);
-        let mut qmp = self.spawn(dir, spec, memory, false).await?;
+        let upper = OpenOptions::new().read(true).write(true).open(dir.file(UPPER));
+        let upper = upper.map_err(|e| DriverError::io("opening the disk", e))?;
+        let mut qmp = self.spawn(dir, spec, memory, upper, false).await?;
         match qmp.status().await?.as_str() {
             "running" => Ok(()),
             // Pausing itself at an internal error, for instance.
@@ -70,6 +72,7 @@ impl QemuDriver {
         dir: &VmDir,
         spec: &VmSpec,
         memory: Memory,
+        upper: File,
         incoming: bool,
     ) -> Result<Qmp> {
         let vm = spec.vm;
@@ -84,7 +87,7 @@ impl QemuDriver {
             spec,
             accel,
             memory,
-            upper: OpenOptions::new().read(true).write(true).open(dir.file(UPPER)).map_err(io)?,
+            upper,
             serial: OpenOptions::new()
                 .create(true)
                 .append(true)

@@ -27,7 +27,7 @@ use super::{
     qmp::Qmp,
 };
 use crate::{
-    disk,
+    disk::Replacement,
     driver::{DriverError, Process, Result, VmSpec},
     files,
     snapshot::{BASE, DEVICES, Draft, Entry, Fits, MEMORY, Snapshot, Stamp, blocking},
@@ -125,21 +125,24 @@ impl QemuDriver {
     /// Starts a VM from a snapshot.
     pub(super) async fn restore(&self, dir: &VmDir, spec: &VmSpec, path: &Path) -> Result<()> {
         let verified = self.verified(spec, path).await?;
-        let (from, to) = (Arc::clone(&verified), dir.clone());
-        blocking(move || {
+        let io = |e| DriverError::io("opening what a clone is made of", e);
+        let upper = Replacement::begin(&dir.file(UPPER))?;
+        upper.file.set_len(u64::from(spec.disk_mib) << 20).map_err(io)?;
+        let disk = upper.file.try_clone().map_err(io)?;
+        let template = verified.template.memory.try_clone().map_err(io)?;
+        let memory = Memory::Private(template.into(), verified.template.sum.clone());
+        let (from, base) = (Arc::clone(&verified), dir.file(BASE));
+        // QEMU reads nothing of its disks before it reads the snapshot.
+        let filled = blocking(move || {
             let snapshot = &from.snapshot;
-            disk::replace(&snapshot.file(UPPER)?, &to.file(UPPER))?;
-            let base = to.file(BASE);
             files::remove_if_there(&base).map_err(|e| DriverError::io("removing a link", e))?;
             // Where there can be none, the first snapshot of this VM copies what it maps.
             let _ = fs::hard_link(snapshot.path().join(memory_in(snapshot)), base);
-            Ok(())
-        })
-        .await?;
-        let template = verified.template.memory.try_clone();
-        let template = template.map_err(|e| DriverError::io("opening a snapshot's memory", e))?;
-        let memory = Memory::Private(template.into(), verified.template.sum.clone());
-        let mut qmp = self.spawn(dir, spec, memory, true).await?;
+            upper.fill(&snapshot.file(UPPER)?)
+        });
+        let (filled, qmp) = tokio::join!(filled, self.spawn(dir, spec, memory, disk, true));
+        let mut qmp = qmp?;
+        filled?;
         if verified.snapshot.has(BASE) {
             let (from, pid) = (Arc::clone(&verified), self.pid(dir).ok_or_else(|| not_found(dir))?);
             blocking(move || {

@@ -39,10 +39,15 @@ const FILES: &[(&str, &[u8])] = files![
 /// The agent opens links, whatever name a program calls its opener by.
 const OPENERS: [&str; 4] = ["xdg-open", "x-www-browser", "sensible-browser", "www-browser"];
 
+/// Files of `etc` that each guest has of its own since its claim, until it is switched off: links to memory. To
+/// write to a file of the image is to copy it first, for which the first picture would wait.
+const CLAIMED: [&str; 3] = ["hostname", "hosts", "machine-id"];
+
 #[derive(Serialize)]
 struct Key<'a> {
     files: Vec<(&'a str, String)>,
     openers: [&'a str; 4],
+    claimed: [&'a str; 3],
     guest: &'a Guest,
     resolvers: &'a [IpAddr],
 }
@@ -50,7 +55,7 @@ struct Key<'a> {
 /// Key of all that this module lays down.
 pub(crate) fn key(guest: &Guest, resolvers: &[IpAddr]) -> String {
     let files = FILES.iter().map(|(path, content)| (*path, digest::of_bytes(content))).collect();
-    digest::of_value(&Key { files, openers: OPENERS, guest, resolvers })
+    digest::of_value(&Key { files, openers: OPENERS, claimed: CLAIMED, guest, resolvers })
 }
 
 /// Lays configuration, links and user over the unpacked layers in `root`.
@@ -68,14 +73,9 @@ pub(crate) fn apply(root: &Path, guest: &Guest, resolvers: &[IpAddr]) -> Result<
         .iter()
         .fold(String::new(), |text, server| text + &format!("nameserver {server}\n"));
     place.file("etc/resolv.conf", servers.as_bytes(), 0o644)?;
-    place.file("etc/hostname", b"holdfast\n", 0o644)?;
-    place.file(
-        "etc/hosts",
-        b"127.0.0.1 localhost holdfast\n::1 localhost ip6-localhost\n",
-        0o644,
-    )?;
-    // Empty: each guest gets an id of its own when it is claimed.
-    place.file("etc/machine-id", b"", 0o444)?;
+    for name in CLAIMED {
+        place.link(&format!("etc/{name}"), &format!("/run/holdfast/{name}"))?;
+    }
     place.link("var/lib/dbus/machine-id", "/etc/machine-id")?;
     place.file("etc/fstab", b"# The initramfs mounts everything.\n", 0o644)?;
     place.user(guest)

@@ -291,7 +291,10 @@ fn the_file_system_holds_what_the_guest_expects() {
     assert!(debugfs("stat /usr/lib/holdfast/agent").contains("Mode:  0755"));
     assert!(debugfs("stat /usr/lib/holdfast/bin/xdg-open").contains("\"../agent\""));
     assert!(debugfs("stat /usr/local/bin/codex").contains("symlink"));
-    assert!(debugfs("stat /etc/machine-id").contains("Size: 0"));
+    for name in ["hostname", "hosts", "machine-id"] {
+        let stat = debugfs(&format!("stat /etc/{name}"));
+        assert!(stat.contains(&format!("\"/run/holdfast/{name}\"")), "{stat}");
+    }
 }
 
 #[test]

@@ -28,6 +28,9 @@ use crate::guest::{Guest, kernel_option};
 /// How long processes may take to end after SIGTERM when the guest is switched off.
 const END_DEADLINE: Duration = Duration::from_secs(3);
 
+/// Host name of a guest that was not claimed.
+const UNNAMED: &str = "holdfast";
+
 /// What ticks in an idle guest for no use of it: looks for processors that hang, compaction before
 /// anybody asks for it, and counters of memory brought up to date every second.
 const QUIET: [(&str, &str); 3] = [
@@ -114,15 +117,17 @@ fn prepare() {
         step(path, directory(Path::new(path), mode));
     }
     step("/run/user/1000", std::os::unix::fs::chown("/run/user/1000", Some(1000), Some(1000)));
-    let name = fs::read_to_string("/etc/hostname").unwrap_or_default();
-    let name = if name.trim().is_empty() { "holdfast" } else { name.trim() };
-    step("host name", rustix::system::sethostname(name.as_bytes()).map_err(io::Error::from));
+    step("host name", rustix::system::sethostname(UNNAMED.as_bytes()).map_err(io::Error::from));
+    // Empty: each guest gets an id of its own when it is claimed.
+    for (name, content) in [("hostname", format!("{UNNAMED}\n")), ("machine-id", String::new())] {
+        step(name, fs::write(Path::new("/run/holdfast").join(name), content));
+    }
     step("loopback", net::loopback_up());
     match kernel_option("holdfast.net") {
         Some(value) => step("network", configure(&value)),
         None => say("no `holdfast.net=` on the kernel's command line: no network"),
     }
-    step("/etc/hosts", hosts(name));
+    step("/etc/hosts", hosts());
     for (path, value) in QUIET.into_iter().chain(NO_THRASHING) {
         step(path, fs::write(path, value));
     }
@@ -152,14 +157,14 @@ fn configure(value: &str) -> io::Result<()> {
     net::configure(interface, &settings)
 }
 
-fn hosts(name: &str) -> io::Result<()> {
+fn hosts() -> io::Result<()> {
     let gateway = kernel_option("holdfast.net")
         .and_then(|value| net::Settings::parse(&value))
         .map_or_else(String::new, |s| format!("{} host.holdfast.internal\n", s.gateway));
     let text = format!(
-        "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {name}\n{gateway}"
+        "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 {UNNAMED}\n{gateway}"
     );
-    fs::write("/etc/hosts", text)
+    fs::write("/run/holdfast/hosts", text)
 }
 
 /// Ends every process, writes everything out, and switches the machine off.

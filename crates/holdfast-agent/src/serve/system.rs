@@ -144,8 +144,10 @@ pub(super) fn remove_host_keys(guest: &Guest) -> io::Result<()> {
     Ok(())
 }
 
+/// Writes a file, or the one that its name is a link to.
 fn write(guest: &Guest, path: &str, text: &str) -> io::Result<()> {
     let path = guest.root.join(path);
+    let path = fs::read_link(&path).map(|to| guest.root.join(to)).unwrap_or(path);
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }

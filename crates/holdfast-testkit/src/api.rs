@@ -188,12 +188,18 @@ impl Api {
         self.explained(id, waited.await).await
     }
 
-    /// Adds a session's timeline to what went wrong with it.
+    /// Adds to what went wrong with a session its timeline, what its machine uses, and its console.
     pub async fn explained<T>(&self, id: Uuid, result: Result<T>) -> Result<T> {
-        match result {
-            Ok(value) => Ok(value),
-            Err(error) => Err(error.context(self.timeline(id).await)),
+        let Err(error) = result else { return result };
+        let mut text = self.timeline(id).await;
+        for (what, path) in [("its machine", "vm?usage=true"), ("its console", "console")] {
+            let answer = match self.get(&format!("/api/sessions/{id}/{path}")).await {
+                Ok(answer) => String::from_utf8_lossy(&answer.body).into_owned(),
+                Err(error) => format!("{error:#}"),
+            };
+            text += &format!("\n{what}: {answer}");
         }
+        Err(error.context(text))
     }
 
     /// The timeline as text, for failures.

@@ -191,15 +191,13 @@ impl Api {
     /// Adds to what went wrong with a session its timeline, what its machine uses, and its console.
     pub async fn explained<T>(&self, id: Uuid, result: Result<T>) -> Result<T> {
         let Err(error) = result else { return result };
-        let mut text = self.timeline(id).await;
-        for (what, path) in [("its machine", "vm?usage=true"), ("its console", "console")] {
-            let answer = match self.get(&format!("/api/sessions/{id}/{path}")).await {
-                Ok(answer) => String::from_utf8_lossy(&answer.body).into_owned(),
-                Err(error) => format!("{error:#}"),
-            };
-            text += &format!("\n{what}: {answer}");
-        }
-        Err(error.context(text))
+        let read = async |what: &str| match self.get(&format!("/api/sessions/{id}/{what}")).await {
+            Ok(answer) => String::from_utf8_lossy(&answer.body).into_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        let (timeline, machine) = (self.timeline(id).await, read("vm?usage=true").await);
+        let console = read("console").await;
+        Err(error.context(format!("{timeline}\nits machine: {machine}\nits console: {console}")))
     }
 
     /// The timeline as text, for failures.

@@ -84,11 +84,12 @@ pub(crate) fn own_pss_mib(pid: i32, guest_mib: u32) -> Result<f64> {
     Ok(sum as f64 / 1024.0)
 }
 
-/// Space that a directory takes, in MiB: blocks, not lengths.
+/// Space that a directory takes, in MiB: blocks, not lengths, and nothing that has a name elsewhere too.
 pub(crate) fn disk_mib(dir: &Path) -> f64 {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let sizes = entries.map(|entry| match entry.metadata() {
         Ok(meta) if meta.is_dir() => disk_mib(&entry.path()),
+        Ok(meta) if meta.nlink() > 1 => 0.0,
         // Units of 512 bytes, whatever the file system's own are: stat(2).
         Ok(meta) => meta.blocks() as f64 / 2048.0,
         // It may be gone by now.

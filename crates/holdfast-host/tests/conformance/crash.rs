@@ -163,13 +163,18 @@ pub async fn what_a_killed_server_tried_is_ended(bed: &impl RealBed) {
 pub async fn a_trial_that_is_given_up_is_ended(bed: &impl RealBed) {
     let image = bed.spec().image;
     let driver = open(bed.driver().name(), bed.dir(), Some(image));
-    let probe = tokio::spawn(async move { driver.probe().await });
+    // Again and again: one trial may be over before a busy machine has looked for it.
+    let probe = tokio::spawn(async move {
+        loop {
+            driver.probe().await;
+        }
+    });
     let runner = std::process::id();
     until("something is tried", async || !trials_of(runner, bed)[0].is_empty()).await;
     // Another driver leaves it alone: whoever runs it lives.
     drop(bed.another());
     probe.abort();
-    assert!(probe.await.is_err(), "it was over before it was given up");
+    assert!(probe.await.unwrap_err().is_cancelled());
     let began = std::time::Instant::now();
     while trials_of(runner, bed) != NOTHING {
         assert!(began.elapsed().as_secs() < 60, "left: {:#?}", trials_of(runner, bed));

@@ -353,14 +353,20 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found.into_iter().collect())
 }
 
-/// Names of the snapshots in a directory, each with the digest of the image that it needs. What cannot be
-/// read is no use to anybody, and left out.
+/// Names of the snapshots in a directory, each with the digest of the image that it needs. One that was only
+/// begun, or is damaged, is no use to anybody and left out; of one that cannot be read that is not known.
 pub fn images(dir: &Path) -> Result<Vec<(String, String)>> {
-    let needed = |path: PathBuf| {
-        let manifest: Manifest = files::read_json(&path.join(MANIFEST)).ok()??;
-        Some((path.file_name()?.to_string_lossy().into_owned(), manifest.fits.image))
-    };
-    Ok(list(dir)?.into_iter().filter_map(needed).collect())
+    use io::ErrorKind::{InvalidData, NotADirectory, UnexpectedEof};
+    let mut needed = Vec::new();
+    for path in list(dir)? {
+        let manifest = match files::read_json::<Manifest>(&path.join(MANIFEST)) {
+            Err(e) if [InvalidData, NotADirectory, UnexpectedEof].contains(&e.kind()) => None,
+            read => read.map_err(|e| DriverError::io(format!("reading {}", path.display()), e))?,
+        };
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        needed.extend(manifest.map(|manifest| (name, manifest.fits.image)));
+    }
+    Ok(needed)
 }
 
 fn partial_of(dest: &Path, name: &str) -> PathBuf {

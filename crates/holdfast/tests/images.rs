@@ -68,6 +68,18 @@ fn only_images_that_nobody_needs_are_removed() {
         assert!(!refused.status.success() && said.contains(&digest(letter)), "{said}");
         assert_eq!(said.contains("checkpoint 01a220db"), letter == PUT_AWAY, "{said}");
     }
+    // Of a machine whose intent cannot be read, nobody knows which image it needs.
+    let intent = state.join("vms/01a220db-0b28-72f0-8c93-31dd3f0a1a01/intent.json");
+    write(&intent, &json!({}));
+    let unknown = run(dir.path(), "image prune");
+    let said = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    assert!(!unknown.status.success() && said.contains("intent of VM 01a220db-0b28"), "{said}");
+    assert_eq!(there(), "abc");
+    fs::remove_dir_all(state.join("vms")).expect("removed");
+    // A checkpoint that is damaged needs none.
+    fs::create_dir_all(state.join("snapshots/damaged")).expect("made");
+    fs::write(state.join("snapshots/damaged/manifest.json"), "{").expect("written");
+
     let would = run(dir.path(), "image prune --dry-run");
     assert_eq!(String::from_utf8_lossy(&would.stdout).trim(), digest(OLD));
     assert_eq!(there(), "abc");

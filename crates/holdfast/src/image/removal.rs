@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use holdfast_host::{snapshot, statedir::StateDir, warm::WarmLibrary};
+use holdfast_host::{driver::DriverError, snapshot, statedir::StateDir, warm::WarmLibrary};
 use holdfast_image::Library;
 use serde_json::json;
 
@@ -89,9 +89,12 @@ async fn users(global: &Global) -> anyhow::Result<Users> {
     if state_dir.join("vms").is_dir() {
         let state = StateDir::open(&state_dir)?;
         for vm in state.list()? {
-            // One that is being removed has no specification any more.
-            if let Ok(spec) = state.vm(vm).spec() {
-                users.push((spec.image.digest, format!("VM {vm}")));
+            match state.vm(vm).spec() {
+                Ok(spec) => users.push((spec.image.digest, format!("VM {vm}"))),
+                // It is being removed.
+                Err(DriverError::NotFound(_)) => {}
+                // What it needs is not known.
+                Err(error) => return Err(error.into()),
             }
         }
     }

@@ -221,7 +221,7 @@ impl QemuDriver {
 
 fn not_found(dir: &VmDir) -> DriverError {
     DriverError::Refused {
-        operation: format!("snapshotting VM {}", dir.id()),
+        operation: format!("reaching the memory of VM {}", dir.id()),
         message: "its memory was not found in its process".to_owned(),
     }
 }

@@ -110,7 +110,7 @@ impl QemuDriver {
             namespace: Some(self.host.namespace(vm)?),
             user: Some((self.host.uid(&lease), command::kvm_groups(accel))),
             limits: Limits {
-                memory_mib: u64::from(spec.memory_mib) + command::overhead_mib(spec),
+                memory_mib: u64::from(spec.memory_mib) + command::overhead_mib(spec, !incoming),
                 vcpus: spec.vcpus,
                 file_bytes: disk.max(u64::from(spec.memory_mib) << 20),
             },

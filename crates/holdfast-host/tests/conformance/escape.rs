@@ -174,7 +174,7 @@ pub async fn a_vmm_is_in_groups_of_its_own(bed: &impl RealBed) {
         let own = format!("holdfast-{}/{}", bed.host().state().instance(), spec.vm);
         assert!(groups(pid).iter().all(|group| group.ends_with(&own)), "{:?}", groups(pid));
         // The guest's, and what the driver allows the VMM itself.
-        let own = if driver.name() == "qemu" { 640 } else { 256 };
+        let own = if driver.name() == "qemu" { 1024 } else { 256 };
         assert_eq!(setting(pid, &MEMORY) >> 20, u64::from(spec.memory_mib) + own);
         assert_eq!(setting(pid, &["pids.max"]), 256);
         // Where the kernel accounts for swap, a VM gets none beyond its limit.

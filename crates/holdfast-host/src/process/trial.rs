@@ -269,7 +269,12 @@ mod tests {
             stdout: None,
             namespace: None,
             user: None,
-            limits: super::super::Limits { memory_mib: 64, vcpus: 1, file_bytes: 1 << 20 },
+            limits: super::super::Limits {
+                memory_mib: 64,
+                vcpus: 1,
+                file_bytes: 1 << 20,
+                batch: false,
+            },
         };
         trial(vmm, mark.clone(), &dir, "anything", Duration::from_secs(1)).await.unwrap_err();
         assert!(!cgroup::list(&mark.instance).contains(&mark.vm));

@@ -170,6 +170,14 @@ pub async fn a_vmm_is_in_groups_of_its_own(bed: &impl RealBed) {
     let (driver, spec) = (bed.driver(), bed.spec());
     started(&driver, &spec).await;
     let pid = pid(&driver, spec.vm).await;
+    // A translated guest's threads do not take the processor from another's (SCHED_BATCH, 3).
+    let translated = driver.name() == "qemu" && !driver.probe().await.accelerated;
+    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let stat = fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+        // `policy` is the 41st field (proc(5)), the 39th after the name in parentheses.
+        let policy = stat.rsplit_once(") ").unwrap().1.split(' ').nth(38).unwrap();
+        assert_eq!(policy, if translated { "3" } else { "0" }, "{stat}");
+    }
     if limited(pid) {
         let own = format!("holdfast-{}/{}", bed.host().state().instance(), spec.vm);
         assert!(groups(pid).iter().all(|group| group.ends_with(&own)), "{:?}", groups(pid));

@@ -1,6 +1,8 @@
 //! Clones of one warm image share no randomness, and the check of it finds a clone that does.
 
 use std::{
+    collections::BTreeSet,
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -31,6 +33,8 @@ use crate::fixture::{self, BOOT, SOON};
 
 /// Number of clones, where the test shall make another number than its own.
 const CLONES: &str = "HOLDFAST_TEST_CLONES";
+/// Clones that are alive at once. What they made is compared with what all others made.
+const WAVE: usize = 10;
 /// Making the warm image, where it is not there yet.
 const BAKE: Duration = Duration::from_mins(6);
 
@@ -174,53 +178,10 @@ pub(crate) async fn compare(count: usize, fresh: bool) -> Result<()> {
     let server = ServerProcess::start(Options { config, ..Options::default() }).await?;
     let api = server.api()?;
     warm_image_is_there(&api).await?;
-    let mut sessions = Vec::new();
-    for index in 0..count {
-        let mut request = fixture::named(&format!("clone {index}"));
-        // The size that warm images are made for.
-        request.memory_mib = None;
-        // A few reports tell the same as hundreds, and leave the processors to the other clones.
-        let url = format!("http://host.holdfast.internal:{}/?times=5&tls={}", page.port, tls.port);
-        request.start_url = Some(url);
-        sessions.push(api.create(&request).await?.id);
-    }
     let mut all = Vec::new();
-    for id in &sessions {
-        api.ready(*id, BOOT).await?;
-        let events = api.events(*id).await?;
-        let is_clone = events.iter().any(|event| event.why.contains("cloned from the warm image"));
-        ensure!(is_clone, "it was not cloned; {}", api.timeline(*id).await);
-        fixture::clock_is_right(&api, *id).await?;
-    }
-    let clones = |values: &[Made], what: &str| {
-        let of_kind = values.iter().filter(|made| made.what == what);
-        of_kind.map(|made| made.clone.clone()).collect::<std::collections::BTreeSet<_>>().len()
-    };
-    let deadline = BOOT * u32::try_from(count)?;
-    wait::until("every clone's page and its TLS were seen", deadline, async || {
-        let done = clones(&reported(&page), "values") == count
-            && tls
-                .seen()
-                .iter()
-                .map(|hello| hello.peer)
-                .collect::<std::collections::BTreeSet<_>>()
-                .len()
-                == count;
-        Ok(done.then_some(()))
-    })
-    .await?;
-    for id in &sessions {
-        all.extend(from_inside(&api, *id).await?);
-        if is_of_the_warm_image(&api, *id).await? == fresh {
-            let console = api.get(&format!("/api/sessions/{id}/console")).await?.body;
-            bail!("it is another browser: {}", String::from_utf8_lossy(&console));
-        }
-    }
-    all.extend(reported(&page));
-    for hello in tls.seen() {
-        all.push(made("TLS random", &hello.random, hello.peer));
-        all.push(made("TLS session", &hello.session, hello.peer));
-        all.extend(hello.keys.iter().map(|key| made("TLS key share", key, hello.peer)));
+    for first in (0..count).step_by(WAVE) {
+        let clones = first..count.min(first + WAVE);
+        all.extend(wave(&api, clones, fresh, &page, &tls).await?);
     }
     const OF_ALL: &[&str] = &[
         "urandom",
@@ -236,13 +197,83 @@ pub(crate) async fn compare(count: usize, fresh: bool) -> Result<()> {
         "chromium: enterprise_profile_guid",
     ];
     for &what in OF_ALL {
-        ensure!(clones(&all, what) == count, "{what} was not made by every clone: {all:?}");
+        ensure!(makers(&all, what) == count, "{what} was not made by every clone: {all:?}");
     }
-    let kinds: std::collections::BTreeSet<_> = all.iter().map(|made| made.what.clone()).collect();
+    let kinds: BTreeSet<_> = all.iter().map(|made| made.what.clone()).collect();
     eprintln!("{count} clones, {} values of {kinds:?}", all.len());
     let shared = shared(all);
     ensure!(shared.is_empty(), "clones made the same: {shared:?}");
     server.finish().await
+}
+
+/// How many clones made something of a kind.
+fn makers(all: &[Made], what: &str) -> usize {
+    let of_kind = all.iter().filter(|made| made.what == what);
+    of_kind.map(|made| &made.clone).collect::<BTreeSet<_>>().len()
+}
+
+/// Makes clones with these numbers, takes down what they make, and ends them.
+async fn wave(
+    api: &Api,
+    numbers: Range<usize>,
+    fresh: bool,
+    page: &Page,
+    tls: &Hellos,
+) -> Result<Vec<Made>> {
+    let (first_report, first_hello) = (page.seen().len(), tls.seen().len());
+    let mut sessions = Vec::new();
+    for number in numbers.clone() {
+        let mut request = fixture::named(&format!("clone {number}"));
+        // The size that warm images are made for.
+        request.memory_mib = None;
+        // A few reports tell the same as hundreds, and leave the processors to the other clones.
+        let url = format!("http://host.holdfast.internal:{}/?times=5&tls={}", page.port, tls.port);
+        request.start_url = Some(url);
+        sessions.push(api.create(&request).await?.id);
+    }
+    for id in &sessions {
+        api.ready(*id, BOOT).await?;
+        let events = api.events(*id).await?;
+        let is_clone = events.iter().any(|event| event.why.contains("cloned from the warm image"));
+        ensure!(is_clone, "it was not cloned; {}", api.timeline(*id).await);
+        fixture::clock_is_right(api, *id).await?;
+    }
+    // What clones of another wave said is left out: they may have had the same addresses.
+    let from_outside = || {
+        let mut all = reported_since(page, first_report);
+        for hello in tls.seen().into_iter().skip(first_hello) {
+            all.push(made("TLS random", &hello.random, hello.peer));
+            all.push(made("TLS session", &hello.session, hello.peer));
+            all.extend(hello.keys.iter().map(|key| made("TLS key share", key, hello.peer)));
+        }
+        for made in &mut all {
+            made.clone = format!("{} of wave {}", made.clone, numbers.start / WAVE);
+        }
+        all
+    };
+    let deadline = BOOT * u32::try_from(numbers.len())?;
+    wait::until("every clone's page and its TLS were seen", deadline, async || {
+        let all = from_outside();
+        let seen = ["values", "TLS random"].map(|what| makers(&all, what));
+        Ok((seen == [numbers.len(); 2]).then_some(()))
+    })
+    .await?;
+    let mut all = Vec::new();
+    for id in &sessions {
+        all.extend(from_inside(api, *id).await?);
+        if is_of_the_warm_image(api, *id).await? == fresh {
+            let console = api.get(&format!("/api/sessions/{id}/console")).await?.body;
+            bail!("it is another browser: {}", String::from_utf8_lossy(&console));
+        }
+    }
+    for id in &sessions {
+        api.end(*id).await?;
+    }
+    for id in &sessions {
+        api.gone(*id, SOON).await?;
+    }
+    all.extend(from_outside());
+    Ok(all)
 }
 
 fn claim(vm: VmId, start_url: Option<String>, cloned: bool) -> Result<ClaimRequest> {

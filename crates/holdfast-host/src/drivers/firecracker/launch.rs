@@ -198,6 +198,7 @@ impl FirecrackerDriver {
             vcpus: spec.vcpus,
             // A snapshot's memory is one file.
             file_bytes: memory.max(u64::from(spec.disk_mib)) << 20,
+            batch: false,
         };
         let own = ["--log-path", jail::LOG, "--level", "Warn", "--metrics-path", jail::METRICS];
         let args: Vec<&str> = ["--api-sock", jail::SOCKET].into_iter().chain(own).collect();

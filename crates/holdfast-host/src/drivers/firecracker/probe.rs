@@ -148,7 +148,7 @@ impl FirecrackerDriver {
         jail.put(CONFIG, &config)?;
         jail.put(LOG, b"")?;
         let root = jail.root().to_owned();
-        let limits = Limits { memory_mib: 512, vcpus: 1, file_bytes: 64 << 20 };
+        let limits = Limits { memory_mib: 512, vcpus: 1, file_bytes: 64 << 20, batch: false };
         // Without a log of its own, Firecracker would write into the middle of what the guest prints.
         let args = ["--no-api", "--config-file", CONFIG, "--log-path", LOG, "--level", "Warn"];
         let vmm = jail.vmm(&self.config, &args, limits);

@@ -17,7 +17,7 @@ use rustix::fs::{MemfdFlags, OFlags, memfd_create};
 
 use super::{
     QemuDriver, READY_DEADLINE, SOCKET,
-    command::{self, Memory, Parts},
+    command::{self, Accel, Memory, Parts},
     qmp::Qmp,
 };
 use crate::{
@@ -113,6 +113,7 @@ impl QemuDriver {
                 memory_mib: u64::from(spec.memory_mib) + command::overhead_mib(spec, !incoming),
                 vcpus: spec.vcpus,
                 file_bytes: disk.max(u64::from(spec.memory_mib) << 20),
+                batch: accel == Accel::Tcg,
             },
         };
         self.host.processes().spawn(dir, vmm, &note).await?;

@@ -141,7 +141,7 @@ impl QemuDriver {
             namespace: None,
             // As a VM's VMM would run: what root may do proves nothing.
             user: Some((self.host.config().uid_base, kvm_groups(accel))),
-            limits: Limits { memory_mib: 1024, vcpus: 1, file_bytes: 1 << 20 },
+            limits: Limits { memory_mib: 1024, vcpus: 1, file_bytes: 1 << 20, batch: false },
         };
         trial(vmm, Mark::new().map_err(io)?, &dir, wanted, deadline).await.map_err(io)
     }

@@ -34,7 +34,7 @@ use crate::fixture::{self, BOOT, SOON};
 /// Number of clones, where the test shall make another number than its own.
 const CLONES: &str = "HOLDFAST_TEST_CLONES";
 /// Clones that are alive at once. What they made is compared with what all others made.
-const WAVE: usize = 10;
+const WAVE: usize = 4;
 /// Making the warm image, where it is not there yet.
 const BAKE: Duration = Duration::from_mins(6);
 

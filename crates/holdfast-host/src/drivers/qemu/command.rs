@@ -22,23 +22,25 @@ use crate::{
 /// it away when it is full, and translates anew what is still needed.
 const TRANSLATED_MIB: u32 = 256;
 /// The same for a VM that boots: kernel, desktop and browser start from nothing, and what is thrown away
-/// meanwhile costs the first page a sixth of its time (27 to 31 s with 256, 23 to 26 s with either more).
+/// meanwhile costs the first page a sixth of its time (27 to 31 s with 256, 23 to 25 s with 512).
 const TRANSLATED_BOOT_MIB: u32 = 512;
 /// The same for a VM that may take memory to be quick: start of the browser and first page fit in.
 const TRANSLATED_EAGER_MIB: u32 = 1024;
 
-fn translated_mib(spec: &VmSpec, boots: bool) -> u32 {
-    match (spec.eager, boots) {
-        (true, _) => TRANSLATED_EAGER_MIB,
-        (false, true) => TRANSLATED_BOOT_MIB,
-        (false, false) => TRANSLATED_MIB,
+fn translated_mib(spec: &VmSpec, incoming: bool) -> u32 {
+    if spec.eager {
+        TRANSLATED_EAGER_MIB
+    } else if incoming {
+        TRANSLATED_MIB
+    } else {
+        TRANSLATED_BOOT_MIB
     }
 }
 
 /// Memory that QEMU takes besides the guest's, in MiB: itself, device queues, translated code, and what
 /// it keeps about that (a third of it, measured).
-pub(super) fn overhead_mib(spec: &VmSpec, boots: bool) -> u64 {
-    let translated = u64::from(translated_mib(spec, boots));
+pub(super) fn overhead_mib(spec: &VmSpec, incoming: bool) -> u64 {
+    let translated = u64::from(translated_mib(spec, incoming));
     256 + translated + translated / 2
 }
 
@@ -122,7 +124,7 @@ pub(super) fn line(parts: Parts<'_>) -> Result<Line> {
     line.arg("-name", format!("holdfast-{}", spec.vm));
     line.arg("-display", "none");
     line.arg("-sandbox", SANDBOX);
-    machine(&mut line, accel, translated_mib(spec, !parts.incoming));
+    machine(&mut line, accel, translated_mib(spec, parts.incoming));
     line.arg("-global", "virtio-mmio.force-legacy=false");
     line.arg("-smp", spec.vcpus.to_string());
     line.arg("-m", format!("{}M", spec.memory_mib));

@@ -58,6 +58,11 @@ impl QemuDriver {
         let mut qmp = self.spawn(dir, spec, memory, upper, false).await?;
         match qmp.status().await?.as_str() {
             "running" => Ok(()),
+            // The guest is over already, and QEMU is about to be.
+            "shutdown" => {
+                let vm = spec.vm;
+                Err(DriverError::Exited { vm, why: self.host.wait_exit(vm).await? })
+            }
             // Pausing itself at an internal error, for instance.
             other => Err(DriverError::Refused {
                 operation: format!("booting VM {}", spec.vm),
@@ -110,7 +115,7 @@ impl QemuDriver {
             namespace: Some(self.host.namespace(vm)?),
             user: Some((self.host.uid(&lease), command::kvm_groups(accel))),
             limits: Limits {
-                memory_mib: u64::from(spec.memory_mib) + command::overhead_mib(spec, !incoming),
+                memory_mib: u64::from(spec.memory_mib) + command::overhead_mib(spec, incoming),
                 vcpus: spec.vcpus,
                 file_bytes: disk.max(u64::from(spec.memory_mib) << 20),
                 batch: accel == Accel::Tcg,

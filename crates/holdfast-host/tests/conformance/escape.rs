@@ -73,10 +73,14 @@ pub async fn a_vmm_has_no_privileges(bed: &impl RealBed) {
     };
     assert_eq!((limit("Max core file size"), limit("Max open files")), ("0".into(), "1024".into()));
     assert_eq!(limit("Max file size"), (u64::from(spec.memory_mib) << 20).to_string());
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let session = stat.rsplit_once(") ").unwrap().1.split(' ').nth(3).unwrap().to_owned();
-    assert_eq!(session, pid.to_string(), "it is not in a session of its own");
+    assert_eq!(stat(pid, 6), pid.to_string(), "it is not in a session of its own");
     driver.destroy(spec.vm).await.unwrap();
+}
+
+/// A field of the status of a process or thread, by its number in proc(5), from 3.
+fn stat(pid: i32, field: usize) -> String {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.split(' ').nth(field - 3).unwrap().to_owned()
 }
 
 pub async fn a_vmm_holds_nothing_of_the_host_s(bed: &impl RealBed) {
@@ -171,12 +175,12 @@ pub async fn a_vmm_is_in_groups_of_its_own(bed: &impl RealBed) {
     started(&driver, &spec).await;
     let pid = pid(&driver, spec.vm).await;
     // A translated guest's threads do not take the processor from another's (SCHED_BATCH, 3).
-    let translated = driver.name() == "qemu" && !driver.probe().await.accelerated;
-    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
-        let stat = fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
-        // `policy` is the 41st field (proc(5)), the 39th after the name in parentheses.
-        let policy = stat.rsplit_once(") ").unwrap().1.split(' ').nth(38).unwrap();
-        assert_eq!(policy, if translated { "3" } else { "0" }, "{stat}");
+    let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    let translated = line.contains("-accel\0tcg,");
+    for thread in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let thread = thread.unwrap().file_name().into_string().unwrap().parse().unwrap();
+        let policy = stat(thread, 41);
+        assert_eq!(policy, if translated { "3" } else { "0" }, "thread {thread}");
     }
     if limited(pid) {
         let own = format!("holdfast-{}/{}", bed.host().state().instance(), spec.vm);

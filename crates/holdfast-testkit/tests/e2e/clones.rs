@@ -89,10 +89,6 @@ fn reported_since(page: &Page, first: usize) -> Vec<Made> {
     all
 }
 
-fn reported(page: &Page) -> Vec<Made> {
-    reported_since(page, 0)
-}
-
 async fn warm_image_is_there(api: &Api) -> Result<()> {
     wait::until("the warm image is there", BAKE, async || {
         let text = api.get("/readyz").await?.body;
@@ -398,8 +394,10 @@ async fn found(
     let url = format!("http://host.holdfast.internal:{}/", page.port);
     let request = claim(spec.vm, Some(url), false)?;
     agent.claim(&request, SOON).await?;
-    wait::until("the page reports", BOOT, async || Ok((reported(page).len() >= 3).then_some(())))
-        .await?;
+    wait::until("the page reports", BOOT, async || {
+        Ok((reported_since(page, 0).len() >= 3).then_some(()))
+    })
+    .await?;
     let claimed = AgentClient::new(Arc::clone(driver), spec.vm, request.secret.clone());
     let snapshot = dir.join("snapshot");
     claimed.freeze(SOON).await?;
